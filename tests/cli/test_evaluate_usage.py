@@ -94,7 +94,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte() -> None:
     ("arguments", "message"),
     [
         ("-m blue", "unknown metric `blue`; did you mean `bleu`?"),
-        ("-m bleu,", "unknown metric ``, expected one of bleu, chrf, ter"),
+        ("-m bleu,", "unknown metric ``, expected one of bleu, chrf, ter, comet"),
         ("-tok 13", "unknown tokenizer `13`; did you mean `13a`?"),
         ("-s add", "unknown smoothing method `add`; did you mean `add-k`?"),
         ("-cc 0 -m chrf", "chrF has nothing to count: its character and word order are both 0"),
@@ -108,7 +108,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte() -> None:
         ("-sl -m bleu,ter", "`--sentence-level` is for one metric, got 2"),
         ("-sl --fail-under 3", "`--sentence-level` and `--fail-under` exclude each other"),
         ("--beam 2", "`--beam-size` needs `--model`"),
-        ("--source ref", "`--source` needs `--model` or `--report`"),
+        ("--source ref", "`--source` needs `--model`, `--report` or `--comet-model`"),
         ("--model m --source ref", "`--input` and `--model` exclude each other"),
     ],
 )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,17 +22,19 @@ from tfm_cli.cli.options import (
     set_up_logging,
     workers_option,
 )
-from tfm_cli.console import one_line
+from tfm_cli.console import counted, one_line
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import runs, scores, significance
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, choose_tokenizer
-from tfm_cli.evaluation.scores import METRICS, MetricOptions
+from tfm_cli.evaluation.comet import CometModel, comet_scores, find_model, find_python
+from tfm_cli.evaluation.scores import COMET, METRICS, MetricOptions
 from tfm_cli.evaluation.significance import Method
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.text.reader import held_in_memory, is_typed, open_lines
 from tfm_cli.text.writer import open_output, write_lines
 
 if TYPE_CHECKING:
+    from tfm_cli.evaluation.comet_metric import CometMetric
     from tfm_cli.pictures.report import Links
     from tfm_cli.translation.translator import Translator
 
@@ -65,7 +68,7 @@ class EvaluateOptions(Options):
         metavar="NAME",
         default=("bleu",),
         shown_default="bleu",
-        help="Any of bleu, chrf and ter.",
+        help="Any of bleu, chrf, ter and comet.",
     )
     tokenize: str | None = option(
         "Metrics", "--tokenize", "-tok", shown_default="13a", help="BLEU's tokenizer."
@@ -147,6 +150,19 @@ class EvaluateOptions(Options):
     )
     sentence_level: bool = option(
         "Metrics", "--sentence-level", "-sl", default=False, help="Score each line by itself."
+    )
+    comet_python: str | None = option(
+        "COMET",
+        "--comet-python",
+        metavar="PATH",
+        help="A Python with the package unbabel-comet, which adds COMET to the metrics.",
+    )
+    comet_model: Path | None = option(
+        "COMET",
+        "--comet-model",
+        metavar="DIR",
+        help="Directory of a COMET model, with hparams.yaml and checkpoints/model.ckpt: a pickle, "
+        "which that Python executes.",
     )
     confidence: bool = option(
         "Significance",
@@ -247,7 +263,7 @@ class EvaluateOptions(Options):
         "Translation",
         "--source",
         metavar="FILE",
-        help="The source text, which --model translates and --report shows.",
+        help="The source text, which --model translates, --report shows and COMET reads.",
     )
     output: Path | None = option(
         "Translation",
@@ -280,7 +296,8 @@ class EvaluateOptions(Options):
 
 # sacreBLEU's lists of values, and the options that exclude or need each other.
 
-_FOR_MODEL = ("output", "beam_size", "length_penalty", "device", "precision", "workers")
+_FOR_MODEL = ("output", "beam_size", "length_penalty", "precision", "workers")
+_FOR_COMET = ("comet_python", "comet_model")
 _FOR_REPORT = ("training_text", "overwrite")
 _MAX_REPORTED = 2  # systems
 _FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under", "report")
@@ -324,7 +341,7 @@ class EvaluateCommand(DeclaredCommand):
             word = rest.pop(0)
             if word in ("-m", "--metrics") and rest:
                 spread += [word, rest.pop(0)]
-                while rest and rest[0] in METRICS:
+                while rest and rest[0] in (*METRICS, COMET):
                     spread += [word, rest.pop(0)]
             elif word in ("-i", "--input") and rest:
                 has_references = self.make_parser(ctx).parse_args(list(spread))[0]["references"]
@@ -365,15 +382,17 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
     Raises:
         ConfigError: options contradict each other.
     """
-    problems = []
+    problems = _comet_problems(given, names)
     if "model" not in given:
         problems += [f"`{given[name]}` needs `--model`" for name in _FOR_MODEL if name in given]
+        if "device" in given and COMET not in names:
+            problems.append(f"`{given['device']}` needs `--model` or `--comet-model`")
     elif "source" not in given:
         problems.append("`--model` needs `--source`, the text to translate")
     if "report" not in given:
         problems += [f"`{given[name]}` needs `--report`" for name in _FOR_REPORT if name in given]
-        if "source" in given and "model" not in given:
-            problems.append("`--source` needs `--model` or `--report`")
+        if "source" in given and "model" not in given and COMET not in names:
+            problems.append("`--source` needs `--model`, `--report` or `--comet-model`")
     elif num_systems > _MAX_REPORTED:
         problems.append(f"`--report` compares at most two systems, got {num_systems}")
     clashes = [("paired_bs", "paired_ar")]
@@ -406,6 +425,18 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
             logger.warning("`%s` has no effect without %s", given[name], shown)
 
 
+def _comet_problems(given: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Return what COMET lacks."""
+    if COMET not in names:
+        return []
+    problems = [
+        f"COMET needs `--{name.replace('_', '-')}`" for name in _FOR_COMET if name not in given
+    ]
+    if "source" not in given:
+        problems.append("COMET needs `--source`, the text that was translated")
+    return problems
+
+
 class Texts(NamedTuple):
     """The texts that are scored.
 
@@ -426,7 +457,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """Score translations with sacreBLEU.
 
     Prints what the sacrebleu program prints, for the same flags. Translations come from --input,
-    from standard input, or from a model.
+    from standard input, or from a model. COMET is computed by another Python.
 
     Example:  tfm evaluate ref.de -i hyp.de -m bleu,chrf
     """
@@ -434,7 +465,9 @@ def evaluate(options: EvaluateOptions) -> None:
     sacrebleu = logging.getLogger("sacrebleu")
     sacrebleu.handlers, sacrebleu.propagate = logging.getLogger("tfm_cli").handlers, False
     names = [name.strip().lower() for text in options.metrics for name in text.split(",")]
-    names = list(dict.fromkeys(names))
+    names = list(
+        dict.fromkeys([*names, *([COMET] if set(_FOR_COMET) & set(options.given) else [])])
+    )
     paths = systems_once(options.inputs, paired=options.paired_bs or options.paired_ar)
     metric_options = MetricOptions(
         tokenize=options.tokenize,
@@ -453,25 +486,29 @@ def evaluate(options: EvaluateOptions) -> None:
         ter_no_punct=options.ter_no_punct,
         ter_normalized=options.ter_normalized,
     )
-    scores.check_options(names, metric_options)
+    scores.check_options(names, metric_options, extra=(COMET,))
     if "bleu" in names:
         check_available(options.tokenize)
     check_usage(options.given, names, num_systems=len(paths))
+    if COMET in names and len(options.references) > 1:
+        raise ConfigError(f"COMET takes one reference, got {len(options.references)}")
     if options.output_format == "latex" and options.mean:
         raise ConfigError("`--format latex` and `--mean` exclude each other")
     if options.output_format == "latex" and len(paths) == 1:
         raise ConfigError("`--format latex` is a table of systems; repeat `--input`")
     check_writable("-")
     check_output(options)
+    comet = _Comet.found(options) if COMET in names else None
     texts = _read_texts(options, paths)
     if "bleu" in names and options.tokenize is None:
         _warn_of_script(options.references[0], texts.references[0])
     if options.sentence_level:
-        _print_sentence_scores(options, texts, names[0], metric_options)
+        _print_sentence_scores(options, texts, names[0], metric_options, comet)
         return
-    value = _print_scores(options, texts, names, metric_options)
+    value = _print_scores(options, texts, names, metric_options, comet)
     if options.report is not None:
-        _write_report(options, options.report, texts, names, metric_options)
+        of_report = [name for name in names if name != COMET] or ["chrf"]
+        _write_report(options, options.report, texts, of_report, metric_options)
     if options.fail_under is not None:
         _check_score(names[0], value, options.fail_under, options.width)
 
@@ -614,13 +651,56 @@ def _write_report(
     logger.info("wrote %s", path)
 
 
+class _Comet(NamedTuple):
+    """The Python, the model and the device that compute COMET's scores."""
+
+    python: str
+    model: CometModel
+    device: str
+    shows_progress: bool
+
+    @classmethod
+    def found(cls, options: EvaluateOptions) -> "_Comet":
+        """Return what `--comet-python` and `--comet-model` name."""
+        assert options.comet_python is not None
+        assert options.comet_model is not None
+        model = find_model(options.comet_model)
+        python = find_python(options.comet_python)
+        logger.warning(
+            "%s is a pickle, which %s executes: trust its source", model.checkpoint, python
+        )
+        device = str(options.setting("training", "device"))
+        return cls(python, model, device, not options.quiet and sys.stderr.isatty())
+
+    def metric(self, texts: Texts) -> "CometMetric":
+        """Return the metric with the scores of all systems, which this call computes."""
+        from tfm_cli.evaluation.comet_metric import CometMetric
+
+        systems = [lines for _, lines in texts.systems]
+        logger.info("COMET scores %s", counted(len(systems) * len(texts.source), "segment"))
+        found = comet_scores(
+            self.python, self.model, systems, texts.source, texts.references[0],
+            device=self.device, stderr=sys.stderr.buffer if self.shows_progress else None,
+        )  # fmt: skip
+        return CometMetric(self.model, systems, found)
+
+
 def _print_sentence_scores(
-    options: EvaluateOptions, texts: Texts, metric: str, metric_options: MetricOptions
+    options: EvaluateOptions,
+    texts: Texts,
+    metric: str,
+    metric_options: MetricOptions,
+    comet: "_Comet | None",
 ) -> None:
     score = None
-    for score in scores.sentence_scores(
-        texts.systems[0][1], texts.references, metric=metric, options=metric_options
-    ):
+    hypotheses = texts.systems[0][1]
+    if comet is not None:
+        found = comet.metric(texts).sentence_scores(hypotheses)
+    else:
+        found = scores.sentence_scores(
+            hypotheses, texts.references, metric=metric, options=metric_options
+        )
+    for score in found:
         bare = score.bare(options.width)
         typer.echo(bare if options.score_only else score.line(options.width, short=options.short))
     if options.score_only and score:
@@ -628,10 +708,15 @@ def _print_sentence_scores(
 
 
 def _print_scores(
-    options: EvaluateOptions, texts: Texts, names: Sequence[str], metric_options: MetricOptions
+    options: EvaluateOptions,
+    texts: Texts,
+    names: Sequence[str],
+    metric_options: MetricOptions,
+    comet: "_Comet | None",
 ) -> float:
     """Print the scores of all systems; return the first metric of the first one, or its mean."""
     style = options.output_format
+    extra = {} if comet is None else {COMET: comet.metric(texts)}
     layout: dict[str, Any] = {
         "width": options.width,
         "short": options.short,
@@ -644,12 +729,13 @@ def _print_scores(
             metrics=names,
             options=metric_options,
             num_resamples=options.confidence_n if options.confidence else 0,
+            extra=extra,
         )
         value = corpus_scores[0].value
         text = scores.render(corpus_scores, style, **layout)
         signatures = [score.quoted_signature(short=options.short) for score in corpus_scores]
     else:
-        comparison = _compare(options, texts, names, metric_options)
+        comparison = _compare(options, texts, names, metric_options, extra)
         value = comparison.scores[0].value
         if options.mean and style != "latex":
             value = runs.spreads(comparison)[0].mean
@@ -664,12 +750,16 @@ def _print_scores(
 
 
 def _compare(
-    options: EvaluateOptions, texts: Texts, names: Sequence[str], metric_options: MetricOptions
+    options: EvaluateOptions,
+    texts: Texts,
+    names: Sequence[str],
+    metric_options: MetricOptions,
+    extra: "Mapping[str, CometMetric]",
 ) -> significance.Comparison:
     """Return the scores of several systems, with the test that the options ask for."""
     if not (options.paired_bs or options.paired_ar):
         return significance.compare(
-            texts.systems, texts.references, metrics=names, options=metric_options
+            texts.systems, texts.references, metrics=names, options=metric_options, extra=extra
         )
     method: Method = "bootstrap" if options.paired_bs else "randomization"
     (name, first), *others = texts.systems
@@ -680,6 +770,7 @@ def _compare(
         metrics=names,
         options=metric_options,
         num_samples=options.paired_bs_n if options.paired_bs else options.paired_ar_n,
+        extra=extra,
     )
 
 
@@ -759,7 +850,7 @@ def _check_score(metric: str, value: float, limit: float, width: int) -> None:
     """Raise a CheckError if a score is worse than `--fail-under` allows."""
     lower = scores.lower_is_better(metric)
     if value > limit if lower else value < limit:
-        shown = f"{value:.{width}f}"
+        shown = f"{value:.{scores.decimals(metric, width)}f}"
         if float(shown) == limit:  # rounding would hide the difference
             shown = repr(value)
         raise CheckError(
@@ -773,6 +864,7 @@ COMMAND = Command(
     {
         "Text": (),
         "Metrics": (),
+        "COMET": (),
         "Significance": (),
         "Output": (),
         "Translation": ("search.beam_size", "search.length_penalty", "training.device"),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfm_cli.errors import ConfigError
-from tfm_cli.evaluation.significance import Comparison, SystemScore, aligned
+from tfm_cli.evaluation.scores import decimals
+from tfm_cli.evaluation.significance import Comparison, SystemScore, aligned, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def render(
     """Return the spreads as a JSON list or a table, or the bare means in one line."""
     found = spreads(comparison)
     if value_only:
-        return "\t".join(f"{spread.mean:.{width}f}" for spread in found)
+        return "\t".join(shown(spread.mean, spread.metric, width) for spread in found)
     if style == "json":
         table = [
             {
@@ -71,9 +72,10 @@ def render(
         return json.dumps(table, indent=4, ensure_ascii=False)
     rows = [["metric", "run", "score"]]
     for spread in found:
-        rows += [[spread.metric, run.system, f"{run.value:.{width}f}"] for run in spread.runs]
-        shown = f"{spread.mean:.{width}f} ± {spread.deviation:.{max(width, 1)}f}"
-        rows.append([spread.metric, "mean ± standard deviation", shown])
+        metric, digits = spread.metric, decimals(spread.metric, max(width, 1))
+        rows += [[metric, run.system, shown(run.value, metric, width)] for run in spread.runs]
+        mean = f"{shown(spread.mean, metric, width)} ± {spread.deviation:.{digits}f}"
+        rows.append([metric, "mean ± standard deviation", mean])
     count = len(found[0].runs)
     last = f"{count} runs; standard deviation of the sample, divisor {count - 1}"
     return "\n".join([*aligned(rows), "", *comparison.quoted_signatures(short=short), "", last])

@@ -1,10 +1,10 @@
-"""BLEU, chrF and TER as computed by sacreBLEU, each with its signature."""
+"""Scores as sacreBLEU computes and prints them, each with its signature."""
 
 import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # importing sacreBLEU takes 0.2 s, which `--help` must not sp
     from sacrebleu.metrics.base import Score as SacreBleuScore
 
 METRICS = ("bleu", "chrf", "ter")
+COMET = "comet"  # computed by another program, see comet.py
 SMOOTH_METHODS = ("none", "floor", "add-k", "exp")
 
 
@@ -77,9 +78,9 @@ class Score:
     """The score of one system by one metric.
 
     Attributes:
-        metric: `bleu`, `chrf` or `ter`.
+        metric: `bleu`, `chrf`, `ter` or `comet`.
         name: the metric's name in sacreBLEU, such as `chrF2++`.
-        value: 0 to 100; TER may exceed 100, and lower is better.
+        value: 0 to 100; TER may exceed 100, and lower is better; COMET is mostly between 0 and 1.
         signature: that of sacreBLEU, to be quoted with the value.
         short_signature: the same with abbreviated keys.
         confidence: the interval from bootstrap resampling; None without it.
@@ -122,6 +123,16 @@ def lower_is_better(metric: str) -> bool:
     return metric == "ter"
 
 
+def decimals(metric: str, width: int) -> int:
+    """Return the digits to print after the decimal point: COMET, with its smaller scale, has more.
+
+    Args:
+        metric: a name, such as `bleu` or `COMET`.
+        width: the digits of sacreBLEU's metrics.
+    """
+    return width + 3 if metric.lower() == COMET else width
+
+
 def corpus_scores(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -129,6 +140,7 @@ def corpus_scores(
     metrics: Sequence[str] = ("bleu",),
     options: MetricOptions = DEFAULTS,
     num_resamples: int = 0,
+    extra: Mapping[str, "Metric"] | None = None,
 ) -> list[Score]:
     """Return a Score for each metric, in the given order.
 
@@ -138,6 +150,7 @@ def corpus_scores(
         metrics: some of METRICS.
         num_resamples: bootstrap resamples for a confidence interval; 0 for none. The seed is the
             environment variable SACREBLEU_SEED, or 12345.
+        extra: metrics beside METRICS, by name.
 
     Raises:
         ConfigError: an unknown metric, tokenizer or smoothing method, or an invalid seed.
@@ -145,7 +158,7 @@ def corpus_scores(
         ResourceError: the tokenizer needs a package or a file that is missing.
     """
     check_aligned(hypotheses, references)
-    built = build_metrics(metrics, references, options)
+    built = build_metrics(metrics, references, options, extra)
     return [score_corpus(name, metric, hypotheses, num_resamples) for name, metric in built.items()]
 
 
@@ -186,7 +199,7 @@ def sentence_scores(
     options = dataclasses.replace(options, effective_order=True)
     built = build_metrics((metric,), references, options)[metric]
     for hypothesis, *segment_references in zip(hypotheses, *references, strict=True):
-        yield _score(metric, built, built.sentence_score(hypothesis, segment_references))
+        yield score_of(metric, built, built.sentence_score(hypothesis, segment_references))
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -210,13 +223,22 @@ def check_aligned(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
             raise DataError(f"hypotheses and reference {number} do not align: {counts}")
 
 
-def check_options(metrics: Iterable[str], options: MetricOptions) -> None:
-    """Raise a ConfigError that lists every invalid option, with the nearest valid name."""
+def check_options(
+    metrics: Iterable[str], options: MetricOptions, extra: Iterable[str] = ()
+) -> None:
+    """Raise a ConfigError that lists every invalid option, with the nearest valid name.
+
+    Args:
+        metrics: the names of the metrics to compute.
+        options: their options.
+        extra: the names of metrics beside METRICS.
+    """
     from sacrebleu import BLEU
 
-    named: list[tuple[str, str, tuple[str, ...]]] = [("metric", name, METRICS) for name in metrics]
+    known = (*METRICS, *extra)
+    named: list[tuple[str, str, tuple[str, ...]]] = [("metric", name, known) for name in metrics]
     if not named:
-        raise ConfigError("no metric to compute", hint=f"choose among {', '.join(METRICS)}")
+        raise ConfigError("no metric to compute", hint=f"choose among {', '.join(known)}")
     if options.tokenize is not None:
         named.append(("tokenizer", options.tokenize, tuple(BLEU.TOKENIZERS)))
     named.append(("smoothing method", options.smooth_method, SMOOTH_METHODS))
@@ -240,11 +262,18 @@ def check_options(metrics: Iterable[str], options: MetricOptions) -> None:
 
 
 def build_metrics(
-    names: Sequence[str], references: Sequence[Sequence[str]], options: MetricOptions
+    names: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: MetricOptions,
+    extra: Mapping[str, "Metric"] | None = None,
 ) -> dict[str, "Metric"]:
-    """Return sacreBLEU's metrics by name, with the statistics of the references cached."""
-    check_options(names, options)
-    return {name: _build(name, references, options) for name in dict.fromkeys(names)}
+    """Return the metrics by name, those of sacreBLEU with the statistics of references cached."""
+    extra = extra or {}
+    check_options(names, options, extra)
+    return {
+        name: extra[name] if name in extra else _build(name, references, options)
+        for name in dict.fromkeys(names)
+    }
 
 
 def _build(name: str, references: Sequence[Sequence[str]], options: MetricOptions) -> "Metric":
@@ -293,7 +322,7 @@ def score_corpus(
         score = metric.corpus_score(hypotheses, None, n_bootstrap=max(num_resamples, 1))
     except MemoryError as error:
         raise out_of_memory(num_resamples, len(hypotheses)) from error
-    return _score(name, metric, score)
+    return score_of(name, metric, score)
 
 
 def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
@@ -302,7 +331,8 @@ def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
     return ResourceError(message, hint="use fewer resamples")
 
 
-def _score(name: str, metric: "Metric", score: "SacreBleuScore") -> Score:
+def score_of(name: str, metric: "Metric", score: "SacreBleuScore") -> Score:
+    """Return the Score for a score that a metric of sacreBLEU has computed."""
     signature = metric.get_signature()
     confidence = None
     if score._ci >= 0:  # -1 without a bootstrap

@@ -5,9 +5,9 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfm_cli.errors import ConfigError
 from tfm_cli.evaluation.scores import (
@@ -16,14 +16,19 @@ from tfm_cli.evaluation.scores import (
     MetricOptions,
     build_metrics,
     check_aligned,
+    decimals,
     out_of_memory,
     score_corpus,
 )
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
 
 Method = Literal["bootstrap", "randomization"]
 System = tuple[str, Sequence[str]]
 
 LEVEL = 0.05
+_MARK = "\u2060"
 _SHORT_NAMES: dict[Method, str] = {"bootstrap": "bs", "randomization": "ar"}
 
 
@@ -79,6 +84,7 @@ def compare(
     *,
     metrics: Sequence[str] = ("bleu",),
     options: MetricOptions = DEFAULTS,
+    extra: Mapping[str, "Metric"] | None = None,
 ) -> Comparison:
     """Return the scores of several systems without a significance test.
 
@@ -88,7 +94,7 @@ def compare(
     for _, hypotheses in systems:
         check_aligned(hypotheses, references)
     rows, signatures, short_signatures = [], {}, {}
-    for name, metric in build_metrics(metrics, references, options).items():
+    for name, metric in build_metrics(metrics, references, options, extra).items():
         for system, hypotheses in systems:
             score = score_corpus(name, metric, hypotheses)
             rows.append(SystemScore(system, score.name, score.value))
@@ -105,6 +111,7 @@ def paired_test(
     metrics: Sequence[str] = ("bleu",),
     options: MetricOptions = DEFAULTS,
     num_samples: int = 0,
+    extra: Mapping[str, "Metric"] | None = None,
 ) -> Comparison:
     """Return the scores of several systems, with the p-value of each against the first.
 
@@ -113,8 +120,9 @@ def paired_test(
         references: as in `corpus_scores`.
         method: `bootstrap` resamples segments (Koehn 2004) and gives confidence intervals as well;
             `randomization` swaps segments of the two systems (Riezler and Maxwell 2005).
-        metrics: some of METRICS.
+        metrics: some of METRICS and `extra`.
         options: the options of the metrics.
+        extra: metrics beside METRICS, by name.
         num_samples: resamples or trials; 0 for sacreBLEU's defaults, 1000 and 10000. The seed is
             the environment variable SACREBLEU_SEED, or 12345, so that a test is reproducible.
 
@@ -132,7 +140,7 @@ def paired_test(
         )
     for _, hypotheses in systems:
         check_aligned(hypotheses, references)
-    built = build_metrics(metrics, references, options)
+    built = build_metrics(metrics, references, options, extra)
     named = [(name, hypotheses) for name, hypotheses in systems]
     try:
         test = PairedTest(named, built, None, _SHORT_NAMES[method], num_samples)
@@ -174,11 +182,25 @@ def render(
     if value_only:
         values: dict[str, list[str]] = {}
         for score in comparison.scores:
-            values.setdefault(score.system, []).append(f"{score.value:.{width}f}")
+            values.setdefault(score.system, []).append(shown(score.value, score.metric, width))
         return "\n".join("\t".join(row) for row in values.values())
     if style == "latex":
         return _latex(comparison, width, short=short)
     return _json(comparison) if style == "json" else _table(comparison, width, short=short)
+
+
+class _Rounded(float):
+    """A number that is always formatted with its own number of decimals."""
+
+    def __new__(cls, value: float, digits: int) -> "_Rounded":
+        number = super().__new__(cls, value)
+        number._digits = digits
+        return number
+
+    _digits: int
+
+    def __format__(self, specification: str) -> str:
+        return format(float(self), f".{self._digits}f")
 
 
 def _latex(comparison: Comparison, width: int, *, short: bool) -> str:
@@ -197,8 +219,14 @@ def _latex(comparison: Comparison, width: int, *, short: bool) -> str:
                 mean, half = (
                     (confidence.mean, confidence.half_width) if confidence else (None, None)
                 )
-                value = Result(score.value, score.p_value, mean, half)
-                cell = value if comparison.method else f"{score.value:.{width}f}"
+                numbers: list[Any] = [
+                    None if each is None else _Rounded(each, decimals(metric, width))
+                    for each in (score.value, mean, half)
+                ]
+                value = Result(numbers[0], score.p_value, *numbers[1:])
+                cell = value if comparison.method else shown(score.value, metric, width)
+                if cell is not value and decimals(metric, width) != width:
+                    cell = f"{cell}{_MARK}"  # tabulate would take it for a number, and round it
                 results.setdefault(metric, []).append(cell)
     arguments = argparse.Namespace(
         format="latex",
@@ -216,7 +244,7 @@ def _latex(comparison: Comparison, width: int, *, short: bool) -> str:
             )
     finally:
         Color.ENABLE_COLORS = had_colors
-    return printed.getvalue().rstrip("\n")
+    return printed.getvalue().replace(_MARK, "").rstrip("\n")
 
 
 def _json(comparison: Comparison) -> str:
@@ -242,16 +270,24 @@ def _table(comparison: Comparison, width: int, *, short: bool) -> str:
         confidence, p_value = score.confidence, ""
         if score.p_value is not None:
             p_value = f"{score.p_value:.4f}{' *' if score.p_value < LEVEL else ''}"
-        interval = (
-            f"{confidence.mean:.{width}f} ± {confidence.half_width:.{width}f}" if confidence else ""
-        )
-        rows.append([score.metric, score.system, f"{score.value:.{width}f}", interval, p_value])
+        value, *limits = (
+            shown(each, score.metric, width)
+            for each in (
+                score.value, *((confidence.mean, confidence.half_width) if confidence else ())
+            )
+        )  # fmt: skip
+        rows.append([score.metric, score.system, value, " ± ".join(limits), p_value])
     lines = aligned(rows)
     lines += ["", *comparison.quoted_signatures(short=short)]
     if comparison.test:
         baseline = comparison.scores[0].system
         lines += ["", f"{comparison.test}; * differs from {baseline} (p < {LEVEL})"]
     return "\n".join(lines)
+
+
+def shown(value: float, metric: str, width: int) -> str:
+    """Return a score with the number of decimals that its metric has."""
+    return f"{value:.{decimals(metric, width)}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
