@@ -131,9 +131,7 @@ def bench_training(
         for one in batches:
             number += 1
             plan = UpdateBatches(0, 0, 0, 1, one.target_tokens, (MicroBatch(0, one),))
-            options = UpdateOptions(
-                number=number, peak_rate=1e-4, warmup=4000, clip_norm=1.0, seed=1
-            )
+            options = UpdateOptions(number=number, learn_rate=1e-7, clip_norm=1.0, seed=1)
             update(parallel_model, plan, optimizer, options)
             average.include(number)
         return sum(one.target_tokens for one in batches)

@@ -15,7 +15,8 @@ from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.model.attention import INITIAL_GAIN
 from tfm_cli.model.precision import autocast
-from tfm_cli.training.optimizer import learning_rate
+from tfm_cli.training.schedule import schedule_of
+from tfm_cli.training.state import TrainState
 
 _IGNORED = -100
 
@@ -63,7 +64,7 @@ class PlainLoop:
         # PyTorch declares `backward` without types.
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.peer.model.parameters(), settings.clip_norm)
-        rate = learning_rate(self._number, peak=settings.learn_rate, warmup=settings.lr_warmup)
+        rate = schedule_of(settings, TrainState()).rate(self._number)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

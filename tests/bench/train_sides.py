@@ -39,6 +39,7 @@ from tfm_cli.model.precision import resolve_precision
 from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
 from tfm_cli.training.optimizer import make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
+from tfm_cli.training.schedule import schedule_of
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import UpdateOptions, update
 
@@ -119,8 +120,7 @@ class Tfm:
         self._number += 1
         options = UpdateOptions(
             number=self._number,
-            peak_rate=SETTINGS.learn_rate,
-            warmup=SETTINGS.lr_warmup,
+            learn_rate=schedule_of(SETTINGS, TrainState()).rate(self._number),
             clip_norm=SETTINGS.clip_norm,
             seed=SETTINGS.seed,
         )

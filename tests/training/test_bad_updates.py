@@ -14,7 +14,7 @@ from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
 from tests.tiers import representative
 from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
-from tfm_cli.training.optimizer import learning_rate
+from tfm_cli.training.schedule import Schedule
 
 UPDATES = 12
 OFTEN = ["--valid-freq", "5", "--save-freq", "4", "--disp-freq", "3"]
@@ -214,10 +214,12 @@ def test_r14_device_that_is_not_waited_for_leaves_out_the_same_updates(
 def explode_after(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the learning rate be a million times too high from some update on."""
 
-    def rate(number: int, *, peak: float, warmup: int) -> float:
-        return learning_rate(number, peak=peak, warmup=warmup) * (1e6 if number > update else 1)
+    usual = Schedule.rate
 
-    monkeypatch.setattr("tfm_cli.training.update.learning_rate", rate)
+    def rate(self: Schedule, number: int) -> float:
+        return usual(self, number) * (1e6 if number > update else 1)
+
+    monkeypatch.setattr(Schedule, "rate", rate)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.conftest import RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
 from tfm_cli.model_directory.card import read_card
 from tfm_cli.model_directory.config_file import load_config
-from tfm_cli.training.optimizer import learning_rate
+from tfm_cli.training.schedule import Schedule
 from tfm_cli.training.update import update as make_update
 
 OFTEN = ["--valid-freq", "3", "--save-freq", "3", "--disp-freq", "1"]
@@ -75,7 +75,7 @@ def test_learning_rate_changes_on_request_and_is_recorded(begun: Path, run_tfm: 
     lines = {line["update"]: line for line in metrics(begun) if line["event"] == "train"}
     for update in range(1, 13):
         peak, warmup = (0.005, 10) if update <= 6 else (0.001, 4)
-        expected = learning_rate(update, peak=peak, warmup=warmup)
+        expected = Schedule(peak=peak, warmup=warmup).rate(update)
         assert lines[update]["learn_rate"] == pytest.approx(expected)
     assert [line for line in before["metrics"] if line["event"] == "train"] == [
         {name: lines[update][name] for name in lines[update] if "second" not in name}

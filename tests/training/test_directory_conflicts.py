@@ -49,7 +49,8 @@ DECIDES = {
               "activation_dropout", "word_dropout",
               "norm", "positions", "max_positions", "activation", "tied_embeddings",
               "scale_embeddings", "output_bias"},
-    "training": {"pretrained_model", "max_tokens", "learn_rate", "lr_warmup", "label_smoothing",
+    "training": {"pretrained_model", "max_tokens", "learn_rate", "lr_warmup", "schedule",
+                 "decay_ratio", "label_smoothing",
                  "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "clip_norm",
                  "ema_decay", "seed", "precision"},
     "validation": {"metrics", "tokenize", "beam_size"},
@@ -61,6 +62,7 @@ DECIDES = {
 ON_REQUEST = {
     "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.word_dropout",
     "training.max_tokens", "training.learn_rate", "training.lr_warmup",
+    "training.schedule", "training.decay_ratio",
     "training.label_smoothing", "training.weight_decay", "training.clip_norm",
 }  # fmt: skip
 

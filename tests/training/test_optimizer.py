@@ -2,23 +2,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.model.small_transformers import transformer as transformer_of
-from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import TrainingConfig
-from tfm_cli.training.optimizer import MovingAverage, learning_rate, make_optimizer
-
-widths = st.integers(2, 4096)
-warmups = st.integers(1, 20_000)
-
-
-def paper_rate(update: int, *, width: int, warmup: int) -> float:
-    """Vaswani et al. 2017, equation 3."""
-    return float(width**-0.5 * min(update**-0.5, update * warmup**-1.5))
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -32,53 +21,6 @@ def linear() -> nn.Linear:
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-@settings(deadline=None)
-@given(width=widths, warmup=warmups, update=st.integers(1, 300_000))
-def test_rate_equals_the_papers_formula_everywhere(width: int, warmup: int, update: int) -> None:
-    result = learning_rate(update, peak=width**-0.5 * warmup**-0.5, warmup=warmup)
-
-    # Powers and roots in double, in another order.
-    assert result == pytest.approx(paper_rate(update, width=width, warmup=warmup), rel=1e-12)
-
-
-@settings(deadline=None)
-@given(warmup=warmups)
-def test_the_peak_is_at_the_end_of_warmup_and_nowhere_else(warmup: int) -> None:
-    assert learning_rate(warmup, peak=0.3, warmup=warmup) == 0.3
-    assert learning_rate(warmup + 1, peak=0.3, warmup=warmup) < 0.3
-    assert warmup == 1 or learning_rate(warmup - 1, peak=0.3, warmup=warmup) < 0.3
-
-
-@settings(deadline=None)
-@given(warmup=st.integers(100, 20_000))
-def test_the_rate_is_continuous_where_rise_meets_fall(warmup: int) -> None:
-    before, at, after = (
-        learning_rate(warmup + step, peak=1.0, warmup=warmup) for step in (-1, 0, 1)
-    )
-
-    # The rise is 1 / warm-up an update, the fall begins with half of that.
-    assert at - before == pytest.approx(1 / warmup, rel=1e-9)
-    assert at - after == pytest.approx(0.5 / warmup, rel=0.01)
-
-
-def test_the_rate_rises_then_falls() -> None:
-    rates = [learning_rate(update, peak=1.0, warmup=50) for update in range(1, 400)]
-
-    assert rates[:50] == sorted(rates[:50])
-    assert rates[49:] == sorted(rates[49:], reverse=True)
-    assert rates[0] == pytest.approx(1 / 50)
-    assert rates[199] == pytest.approx(1 / 2)  # four times the warm-up: half the peak
-
-
-@pytest.mark.parametrize(("preset", "width"), [("base", 512), ("big", 1024)])
-def test_presets_of_the_paper_peak_at_the_papers_rate(preset: str, width: int) -> None:
-    peak = PRESETS[preset]["training"]["learn_rate"]
-
-    assert isinstance(peak, float)
-    result = learning_rate(4000, peak=peak, warmup=TrainingConfig().lr_warmup)
-    assert result == pytest.approx(width**-0.5 * 4000**-0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

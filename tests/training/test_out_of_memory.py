@@ -55,7 +55,7 @@ def updated(text: str, faults: Faults, *, double: bool = True) -> tuple[list[tor
     faults(text)
     limit = MemoryLimit()
     rate = 0.01 if double else 1.0
-    stats = run.update(batches(), number=2, peak_rate=rate, memory_limit=limit)
+    stats = run.update(batches(), number=2, learn_rate=rate, memory_limit=limit)
     assert stats.is_finite()
     return [p.detach() for p in run.model.parameters()], limit.num_splits
 

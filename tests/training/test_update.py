@@ -15,15 +15,14 @@ from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.batches import MicroBatch, UpdateBatches
 from tfm_cli.training.memory import MemoryLimit
-from tfm_cli.training.optimizer import learning_rate, make_optimizer
+from tfm_cli.training.optimizer import make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
 from tfm_cli.training.update import UpdateOptions, UpdateStats, update
 
 VOCAB = 20
 SETTINGS: dict[str, Any] = {
     "number": 1,
-    "peak_rate": 1.0,
-    "warmup": 1,
+    "learn_rate": 1.0,
     "clip_norm": 0.0,
     "seed": 1,
 }
@@ -118,7 +117,7 @@ class Run:
             ParallelModel(self.model, label_smoothing=0.1),
             plan(batches or uneven_batches()),
             self.optimizer,
-            UpdateOptions(**{**SETTINGS, "peak_rate": 0.01, **options}),
+            UpdateOptions(**{**SETTINGS, "learn_rate": 0.01, **options}),
             memory_limit,
         )
 
@@ -218,13 +217,12 @@ def test_a_gradient_below_the_limit_is_left_alone() -> None:
     assert torch.equal(result, whole)
 
 
-@pytest.mark.parametrize("number", [1, 5, 10, 40])
-def test_rate_is_that_of_the_updates_number(number: int) -> None:
+def test_rate_is_that_of_the_options() -> None:
     run = Run()
 
-    stats = run.update(number=number, peak_rate=0.02, warmup=10)
+    stats = run.update(number=5, learn_rate=0.02)
 
-    assert stats.learn_rate == learning_rate(number, peak=0.02, warmup=10)
+    assert stats.learn_rate == 0.02
     assert [group["lr"] for group in run.optimizer.param_groups] == [stats.learn_rate] * 2
 
 

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from tfm_cli import console
 from tfm_cli.config.presets import PRESETS
-from tfm_cli.config.settings import NORMALIZATION_RULES, SECTIONS, RunConfig
+from tfm_cli.config.settings import (
+    NORMALIZATION_RULES,
+    SCHEDULES,
+    SECTIONS,
+    WARMUP_STABLE_DECAY,
+    RunConfig,
+)
 from tfm_cli.config.validation import coerce
 from tfm_cli.device import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError
@@ -47,6 +53,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "training.update_freq": ("--update-freq", "--optimizer-delay"),
     "training.learn_rate": ("--learn-rate", "--lr"),
     "training.lr_warmup": ("--lr-warmup", "--warmup-updates"),
+    "training.schedule": ("--schedule", "--lr-scheduler"),
     "training.disp_freq": ("--disp-freq", "--log-interval"),
     "training.save_freq": ("--save-freq", "--save-interval-updates"),
     "training.pretrained_model": ("--pretrained-model", "--finetune-from-model"),
@@ -92,10 +99,17 @@ def _rule_name(text: str) -> str:
     return spelled if spelled in NORMALIZATION_RULES else text
 
 
+def _schedule_name(text: str) -> str:
+    """Return a schedule in the spelling of the settings: `inverse_sqrt` is `inverse-sqrt`."""
+    spelled = WARMUP_STABLE_DECAY if text == "wsd" else text.replace("_", "-")
+    return spelled if spelled in SCHEDULES else text
+
+
 # Conversions of spellings that only the flag of a setting accepts.
 _SPELLINGS: dict[str, Callable[[str], str]] = {
     "tokenizer.normalization_rule_name": _rule_name,
     "training.max_tokens": lambda text: "0" if text == "auto" else text,
+    "training.schedule": _schedule_name,
 }
 _COMMA_SEPARATED = ("validation.metrics",)
 

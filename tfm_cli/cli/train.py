@@ -293,7 +293,8 @@ COMMAND = Command(
         "Duration": ("training.max_updates", "training.max_epochs", "training.max_time"),
         "Optimization": (
             "training.max_tokens", "training.update_freq", "training.learn_rate",
-            "training.lr_warmup", "training.label_smoothing", "training.seed",
+            "training.lr_warmup", "training.schedule", "training.decay_ratio",
+            "training.label_smoothing", "training.seed",
         ),
         "Validation and checkpoints": (
             "validation.freq", "validation.early_stopping", "validation.metrics",

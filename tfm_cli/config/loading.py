@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
-from tfm_cli.config.settings import SECTIONS, RunConfig, Value
+from tfm_cli.config.settings import INVERSE_SQRT, SECTIONS, WARMUP_STABLE_DECAY, RunConfig, Value
 from tfm_cli.config.validation import Problems, allowed_range, from_mapping, quoted, suggestion
 from tfm_cli.errors import ConfigError
 
@@ -93,6 +93,8 @@ def resolve(
         layers.append(pretrained(directory))
     layers += given
     merged = _merged(layers, problems)
+    if resumed is None and _ends_by_time(merged["training"], _merged(given, Problems())):
+        merged["training"]["max_updates"] = 0
     config = from_mapping({"preset": chosen, **merged}, problems)
     if flag_of is not None:
         in_text = _setting_names(from_file) | _setting_names(given[1])
@@ -164,6 +166,15 @@ def _merged(
             else:
                 merged[section].update({n: v for n, v in values.items() if v is not None})
     return merged
+
+
+def _ends_by_time(
+    training: Mapping[str, object], given: Mapping[str, Mapping[str, object]]
+) -> bool:
+    """Return True if a decay ends by time, because no other end of the run is given."""
+    names_end = {"max_updates", "max_epochs"} & given["training"].keys()
+    is_decay = training.get("schedule") == WARMUP_STABLE_DECAY
+    return is_decay and bool(training.get("max_time")) and not names_end
 
 
 def _setting_names(layer: Mapping[str, Any]) -> set[str]:
@@ -310,7 +321,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, allow_change: bool = Fal
     permitted = set(requested_changes(old, new)) if allow_change else set()
     changes = []
     for field, name, was, now in _differences(old, new):
-        may_change = field.metadata["may_change"]
+        may_change = _may_change(field, old, new)
         if may_change is not True and not (may_change == "to auto" and now == "auto"):
             changes.append(_change(name, was, now))
     return [change for change in changes if change not in permitted]
@@ -321,7 +332,7 @@ def requested_changes(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         _change(name, was, now)
         for field, name, was, now in _differences(old, new)
-        if field.metadata["may_change"] == "on request"
+        if _may_change(field, old, new) == "on request"
     ]
 
 
@@ -331,8 +342,17 @@ def changeable_on_request(config: RunConfig) -> dict[str, Value]:
         f"{section}.{field.name}": getattr(getattr(config, section), field.name)
         for section in SECTIONS
         for field in dataclasses.fields(getattr(config, section))
-        if field.metadata["may_change"] == "on request"
+        if _may_change(field, config, config) == "on request"
     }
+
+
+def _may_change(field: dataclasses.Field[Any], old: RunConfig, new: RunConfig) -> bool | str:
+    """Return when a setting may change; the end of a run may not as freely if the rate needs it."""
+    may_change: bool | str = field.metadata["may_change"]
+    schedules = {old.training.schedule, new.training.schedule}
+    if field.name in ("max_updates", "max_epochs") and schedules != {INVERSE_SQRT}:
+        return "on request"
+    return may_change
 
 
 def _differences(

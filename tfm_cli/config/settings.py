@@ -13,6 +13,11 @@ from tfm_cli.device import TRAINING_PRECISIONS
 # The largest count: beyond any in practice, and far from overflow of 64 bits.
 MAX_COUNT = 10**12
 
+# Learning-rate schedules.
+INVERSE_SQRT = "inverse-sqrt"
+WARMUP_STABLE_DECAY = "warmup-stable-decay"
+SCHEDULES = (INVERSE_SQRT, "linear", "cosine", WARMUP_STABLE_DECAY)
+
 Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
 
 
@@ -468,9 +473,24 @@ class TrainingConfig(Section):
     )
     lr_warmup: int = opt(
         4000,
-        "Updates of the warm-up; then the rate decays as 1/sqrt(update).",
+        "Updates of the warm-up, in which the learning rate rises linearly.",
         ge=1,
         le=MAX_COUNT,
+        may_change="on request",
+    )
+    schedule: str = opt(
+        INVERSE_SQRT,
+        "Learning rate after the warm-up: inverse-sqrt decays as 1/sqrt(update); linear and cosine "
+        "decay to 0 at the end of the run; warmup-stable-decay keeps the peak rate and decays to 0 "
+        "in the last part of the run.",
+        choices=SCHEDULES,
+        may_change="on request",
+    )
+    decay_ratio: float = opt(
+        0.2,
+        "Part of a run's updates in which the rate of warmup-stable-decay decays.",
+        ge=0.001,
+        le=0.999,
         may_change="on request",
     )
     label_smoothing: float = opt(

@@ -34,6 +34,7 @@ from tfm_cli.training import checkpoint
 from tfm_cli.training.data import Corpora
 from tfm_cli.training.events import (
     CheckpointDue,
+    DecayBegan,
     Logged,
     Mark,
     Stopped,
@@ -50,7 +51,7 @@ from tfm_cli.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-SavedEvent = Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped
+SavedEvent = Logged | Validated | Unvalidated | DecayBegan | CheckpointDue | UpdateSkipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +190,8 @@ class RunWriter:
             display.show_progress(event)
         elif isinstance(event, UpdateSkipped):
             display.show_skipped(event)
+        elif isinstance(event, DecayBegan):
+            display.show_decay(event)
         elif isinstance(event, Validated):
             display.show_validation(event)
             self._log_signatures(event.validation)

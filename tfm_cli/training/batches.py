@@ -85,6 +85,13 @@ class BatchSampler:
             if pool == self.order.num_pools:
                 epoch, pool = epoch + 1, 0
 
+    def epochs(self, state: TrainState) -> float:
+        """Return the number of passes over the corpus so far, with the part of the current one."""
+        share = 0.0
+        if state.position:
+            share = state.position / max(1, len(self.order.batches(state.epoch, state.pool)))
+        return state.epoch + (state.pool + min(1.0, share)) / self.order.num_pools
+
     def text(self, epoch: int, pool: int) -> PairText:
         """Return the text of the pairs of a pool: the corpus, unless words are sampled."""
         sampled = self.order.text(epoch, pool)

@@ -50,6 +50,16 @@ class Unvalidated:
 
 
 @dataclass(frozen=True, slots=True)
+class DecayBegan:
+    """The begin of the decay in a run that ends by its time limit."""
+
+    update: int  # the last one at the peak rate
+    epoch: int  # from 1
+    last_update: int  # of the decay and of the run
+    seconds: float  # trained so far, over all runs
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointDue:
     """A request to write a checkpoint of the current state."""
 
@@ -101,4 +111,13 @@ class UpdateSkipped:
     is_retried: bool  # the update is computed again
 
 
-Event = Updated | Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped | Stopped
+Event = (
+    Updated
+    | Logged
+    | Validated
+    | Unvalidated
+    | DecayBegan
+    | CheckpointDue
+    | UpdateSkipped
+    | Stopped
+)

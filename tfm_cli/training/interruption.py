@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SAME_SECONDS = 3.0
 
 REQUESTED = 1 << 10  # in place of a signal: the program that called the training asked for its end
-_RESERVE_FACTOR = 1.1  # since no two validations take the same time
+RESERVE_FACTOR = 1.1  # since no two validations take the same time
 
 
 @contextlib.contextmanager
@@ -172,7 +172,7 @@ def interruption(
         needed = saving_seconds()
         if validates and state.update > first_update:
             # The next update must end early enough, too.
-            needed += _RESERVE_FACTOR * reserved + update_seconds
+            needed += RESERVE_FACTOR * reserved + update_seconds
         number, is_late, validate_first = parallel.all_max(
             [signalled(), now - began + needed >= limit, validates or state.best_score is None]
         )

@@ -16,6 +16,7 @@ from tfm_cli.parallel.data_parallel import local_shard
 from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
 from tfm_cli.training.events import (
     CheckpointDue,
+    DecayBegan,
     Event,
     Logged,
     Stopped,
@@ -27,6 +28,7 @@ from tfm_cli.training.memory import MemoryLimit
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.rank_checks import check_weights_agree
+from tfm_cli.training.schedule import planned_last_update, schedule_of
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.statistics import HINT, TrainingStatistics
 from tfm_cli.training.update import UpdateOptions, UpdateStats, update
@@ -124,7 +126,10 @@ class _Loop:
         for batches in updates:
             parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
             state.epoch, state.pool, state.position = batches.epoch, batches.pool, batches.position
+            former_end = state.last_update
             stop = completed(state, self.config) or self.interrupted()
+            if state.last_update != former_end:
+                yield from self._begin_decay()
             if stop is not None:
                 parallel.set_activity(f"at the end, after update {state.update}")
                 yield from self._stop(stop)
@@ -177,10 +182,10 @@ class _Loop:
 
     def _attempt(self, batches: UpdateBatches, *, waits: bool, attempt: int = 0) -> UpdateStats:
         state, settings = self.state, self.config.training
+        number = state.update + 1
         options = UpdateOptions(
-            number=state.update + 1,
-            peak_rate=settings.learn_rate * 0.5**state.rate_halvings,
-            warmup=settings.lr_warmup,
+            number=number,
+            learn_rate=schedule_of(settings, state).rate(number) * 0.5**state.rate_halvings,
             clip_norm=settings.clip_norm,
             seed=settings.seed,
             attempt=attempt,
@@ -301,6 +306,18 @@ class _Loop:
         reason = f"{error} during the validation{needs_more}"
         yield Stopped(reason, is_complete=False, validate_first=False)
 
+    def _begin_decay(self) -> Iterator[Event]:
+        """Yield the event of a decay that begins now, and a checkpoint, so that it stays the same.
+
+        The checkpoint is put off in a series of bad updates, as in `_report`.
+        """
+        state = self.state
+        yield from self.statistics.flush()
+        yield DecayBegan(state.update, state.epoch + 1, state.last_update, state.train_seconds)
+        if not (state.high_loss_in_a_row or state.nonfinite_in_a_row):
+            self.saved_update = state.update
+            yield self._checkpoint()
+
     def _has_pending_validation(self) -> bool:
         """Return True if the run stopped during a validation that was due by schedule."""
         state, freq = self.state, self.config.validation.freq
@@ -328,10 +345,15 @@ def _adapt_rate(state: TrainState, *, is_skipped: bool, retries: bool) -> None:
 def completed(state: TrainState, config: RunConfig) -> Stopped | None:
     """Return the reason why a run is complete in this state; None if it is not."""
     settings, patience = config.training, config.validation.early_stopping
-    reason = ""
+    reason, made = "", counted(state.update, "update")
+    # A decay ends with the updates that were planned for the epochs.
+    planned = planned_last_update(settings, state)
     if settings.max_updates and state.update >= settings.max_updates:
-        reason = f"{counted(state.update, 'update')} made (--max-updates)"
-    elif settings.max_epochs and state.epoch >= settings.max_epochs:
+        reason = f"{made} made (--max-updates)"
+    elif planned and state.update >= planned:
+        flag = "--max-epochs" if settings.max_epochs else "--max-time"
+        reason = f"{made} made ({flag})"
+    elif settings.max_epochs and not planned and state.epoch >= settings.max_epochs:
         reason = f"{counted(state.epoch, 'epoch')} made (--max-epochs)"
     elif patience and state.stalled >= patience:
         metric = config.validation.metrics[0]

@@ -1,24 +1,12 @@
-"""The optimizer, its learning-rate schedule, and the moving average of the weights."""
+"""The optimizer, and the moving average of the weights."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from tfm_cli.config.settings import TrainingConfig
-
-
-def learning_rate(update: int, *, peak: float, warmup: int) -> float:
-    """Return the learning rate of update 1, 2, …: linear warm-up, then 1/sqrt(update) decay.
-
-    With peak = width**-0.5 * warmup**-0.5 it is the paper's width**-0.5 * min(update**-0.5,
-    update * warmup**-1.5).
-
-    Source: Vaswani et al. 2017, equation 3.
-    """
-    return peak * min(update / warmup, math.sqrt(warmup / update))
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

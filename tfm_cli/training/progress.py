@@ -28,6 +28,7 @@ from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
 from tfm_cli.training.events import (
     Changed,
+    DecayBegan,
     Logged,
     Mark,
     Updated,
@@ -49,7 +50,10 @@ _EARLY_SECONDS = 45.0  # until a first line without a terminal, if no progress l
 _MIN_BAR = 10  # columns
 _USUAL_WIDTH = 80  # of a terminal that does not tell its width
 _MAX_SAMPLE = 1000  # columns of a line, where there is no terminal
-_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped", Changed: "changed"}
+_KINDS = {
+    Logged: "train", Validated: "valid", DecayBegan: "decay", UpdateSkipped: "skipped",
+    Changed: "changed",
+}  # fmt: skip
 
 
 def perplexity(loss: float) -> float:
@@ -201,7 +205,9 @@ class MetricsFile:
             with contextlib.suppress(*_INVALID_LINE):
                 yield json.loads(line)
 
-    def add(self, event: Logged | Validated | UpdateSkipped | Mark | Changed) -> dict[str, Any]:
+    def add(
+        self, event: Logged | Validated | DecayBegan | UpdateSkipped | Mark | Changed
+    ) -> dict[str, Any]:
         """Append the line of an event, and return the facts in it."""
         fields: dict[str, Any] = {"event": _KINDS.get(type(event), "resumed")}
         fields |= {"update": event.update, "epoch": event.epoch}
@@ -212,6 +218,8 @@ class MetricsFile:
         elif isinstance(event, Changed):
             fields |= {"changes": list(event.changes), "settings_sha256": event.settings_sha256}
             fields["seconds"] = event.seconds
+        elif isinstance(event, DecayBegan):
+            fields |= {"last_update": event.last_update, "seconds": event.seconds}
         elif isinstance(event, UpdateSkipped):
             fields |= {
                 "loss": event.loss,
@@ -496,6 +504,14 @@ class Display:
             logger.info("%s", validation_line(event, width))
             for line in sample_lines(event.validation.samples, width or _MAX_SAMPLE):
                 logger.info("%s", line)
+
+    def show_decay(self, event: DecayBegan) -> None:
+        """Log the begin of the decay of a run that ends by time."""
+        with self._above_bar():
+            logger.info(
+                "the learning rate decays from update %d to %d, the last one before --max-time",
+                event.update, event.last_update,
+            )  # fmt: skip
 
     def show_skipped(self, event: UpdateSkipped) -> None:
         """Log a warning for a skipped update."""

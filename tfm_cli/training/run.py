@@ -71,8 +71,10 @@ from tfm_cli.training.rank_checks import (
     with_settings_of_rank_0,
     with_smallest_micro_batch,
 )
+from tfm_cli.training.schedule import check_has_end, plan_end
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
+from tfm_cli.training.timed_decay import TimedDecay
 from tfm_cli.training.validation import (
     Validation,
     ValidationOptions,
@@ -225,6 +227,7 @@ def prepare(
 
     sampler = _fitted_sampler(config, corpora, parallel_model, state, resume=resume)
     updates_per_epoch = _log_start(config, sampler, parallel_model, dtype)
+    _plan_end(state, config, sampler, updates_per_epoch)
     if resume:
         logger.info("resuming after update %d of `%s`", state.update, output)
         log_batches_per_update(state, config.training.update_freq, parallel.world_size)
@@ -387,15 +390,6 @@ def train_and_record(
     )  # fmt: skip
     run.limit.disarm()  # from here on there is something to save
     with _signals(parallel, stop) as signalled:
-        stop_reason = interruption(
-            state,
-            signalled,
-            max_time=config.training.max_time,
-            began=run.limit.began,
-            parallel=parallel,
-            saving_seconds=lambda: run.limit.saving_seconds,
-            validation_seconds=partial(_validation_seconds, run),
-        )
         events = train(
             run.parallel_model,
             run.sampler,
@@ -404,7 +398,7 @@ def train_and_record(
             state,
             config,
             validate=_validation(run, validation_check(run.limit, signalled)),
-            interrupted=stop_reason,
+            interrupted=_interrupted(run, signalled),
         )
         try:
             stopped = _record(run, events, writer, shows_bar=stop is None)
@@ -431,6 +425,37 @@ def train_and_record(
         raise interrupted
     logger.info("%s", line)
     return stopped
+
+
+def _interrupted(run: TrainingRun, signalled: Callable[[], int]) -> Callable[[], Stopped | None]:
+    """Return a function that returns the reason to stop now, and begins a decay that ends by time.
+
+    Args:
+        run: the run.
+        signalled: returns the number of the signal that was received, 0 for none.
+    """
+    state, parallel = run.state, run.parallel_model.parallel
+    validation_seconds = partial(_validation_seconds, run)
+    stop_reason = interruption(
+        state,
+        signalled,
+        max_time=run.config.training.max_time,
+        began=run.limit.began,
+        parallel=parallel,
+        saving_seconds=lambda: run.limit.saving_seconds,
+        validation_seconds=validation_seconds,
+    )
+    decay = TimedDecay(
+        state, run.config, run.limit, parallel=parallel, validation_seconds=validation_seconds
+    )
+
+    def interrupted() -> Stopped | None:
+        stopped = stop_reason()
+        if stopped is None:
+            decay.plan()
+        return stopped
+
+    return interrupted
 
 
 def _signals(
@@ -466,7 +491,11 @@ def _record(
 
 def _plan(run: TrainingRun) -> Plan:
     settings, limit = run.config.training, run.limit
-    totals = [settings.max_updates, settings.max_epochs * run.updates_per_epoch]
+    totals = [
+        settings.max_updates,
+        settings.max_epochs * run.updates_per_epoch,
+        run.state.last_update,
+    ]
     return Plan(
         made=run.state.update,
         total=min(filter(None, totals), default=0),
@@ -595,6 +624,20 @@ def _batch_order(
         spans=store.spans,
         sampling=sampling,
     )
+
+
+def _plan_end(
+    state: TrainState, config: RunConfig, sampler: BatchSampler, updates_per_epoch: int
+) -> None:
+    """Fix the last update of a run that ends by epochs, if its learning rate depends on it."""
+    plan_end(
+        state,
+        config,
+        updates_per_epoch=updates_per_epoch,
+        epochs=sampler.epochs(state),
+        batches=sampler.batches_per_update,
+    )
+    check_has_end(config.training, state)
 
 
 def _log_start(

@@ -15,6 +15,8 @@ from tfm_cli.config.settings import RunConfig
 from tfm_cli.errors import DataError
 from tfm_cli.parallel import Parallel
 from tfm_cli.training import data, run_directory, tensorboard
+from tfm_cli.training.schedule import check_has_end
+from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ def start(
         resume = parallel.is_main and run_directory.can_resume(
             config, output, overwrite=options.overwrite, allow_change=options.allow_change
         )
+        if parallel.is_main and not resume:
+            check_has_end(config.training, TrainState())
         if parallel.is_main:
             run_directory.check_inputs_not_overwritten(config, output, resume=resume)
         try:

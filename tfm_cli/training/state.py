@@ -55,6 +55,9 @@ class TrainState:
     high_loss_in_a_row: int = 0  # updates with a loss far above that of a uniform guess
     rate_halvings: int = 0  # of the learning rate after skipped updates, still in effect
     good_since_halving: int = 0  # good updates since the rate last changed
+    decay_start: int = 0  # the last update at the peak rate, once the time limit has fixed it
+    last_update: int = 0  # of the run, if epochs or the time limit have fixed it for the schedule
+    plan_crc: int = 0  # CRC-32 of the settings that these two depend on
     memory_splits: int = 0  # the number of times that the memory limit was lowered
     max_positions_per_pass: int = 0  # the memory limit, of source and target; 0 for none
     # Sums since the last progress line, so that a resumed run logs the same next line.

@@ -15,7 +15,6 @@ from tfm_cli.model.precision import ran_out_of_memory
 from tfm_cli.parallel.data_parallel import full_tensor
 from tfm_cli.training.batches import MicroBatch, UpdateBatches
 from tfm_cli.training.memory import MemoryLimit, out_of_memory_error
-from tfm_cli.training.optimizer import learning_rate
 from tfm_cli.training.parallel_model import ParallelModel
 
 
@@ -25,8 +24,7 @@ class UpdateOptions:
 
     Args:
         number: the number of the update, from 1; it seeds dropout together with `seed`.
-        peak_rate: the highest learning rate.
-        warmup: updates until the peak rate.
+        learn_rate: the learning rate.
         clip_norm: the largest gradient norm; 0 for no limit.
         seed: the seed of the run.
         attempt: the number of earlier attempts at this update; each has its own dropout.
@@ -35,8 +33,7 @@ class UpdateOptions:
     """
 
     number: int
-    peak_rate: float
-    warmup: int
+    learn_rate: float
     clip_norm: float
     seed: int
     attempt: int = 0
@@ -93,11 +90,10 @@ def update(
     keys = [random_key(*key, each.number, *retried) for each in batches.micro_batches]
     nll = gradients.accumulate(batches.micro_batches, keys)
     parallel_model.all_reduce_gradients()
-    rate = learning_rate(options.number, peak=options.peak_rate, warmup=options.warmup)
     norm = _clip(parallel_model.model, options.clip_norm)
-    stats = UpdateStats(options.number, batches.target_tokens, nll, norm, rate)
+    stats = UpdateStats(options.number, batches.target_tokens, nll, norm, options.learn_rate)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = options.learn_rate
     if not options.wait_for_gradient:
         # A fused optimizer changes nothing if `found_inf` is not zero.
         is_non_finite = (~stats.gradient_norm.isfinite()).to(torch.float32)
