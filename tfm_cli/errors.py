@@ -30,6 +30,66 @@ def install_extra(extra: str) -> str:
     return f"install it with `pip install {names}`"
 
 
+def plain_reason(error: Exception) -> str:
+    """Return what is wrong with a file that could not be read, for a message.
+
+    Python's own words are for programmers, such as `Expecting value: line 1 column 1 (char 0)`.
+    """
+    from json import JSONDecodeError
+
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    if isinstance(error, JSONDecodeError):
+        return _json_reason(error.msg, error.doc, error.pos)
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is 0x{error.object[error.start]:02x}, expected UTF-8"
+    if isinstance(error, EOFError):
+        return "it is cut off"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if kind == "zlib.error":
+        return "its compressed data are damaged"
+    if kind == "gzip.BadGzipFile":
+        is_end = "CRC" in str(error) or "length" in str(error)
+        return "its checksum is wrong" if is_end else "something other than gzip data follows"
+    if kind == "zipfile.BadZipFile":
+        is_none = "not a zip file" in str(error)
+        return "it is not a zip archive, or cut off" if is_none else "the zip archive is damaged"
+    if kind == "tomllib.TOMLDecodeError":
+        words = str(error).replace("at end of document", "at the end of the file")
+        return words[:1].lower() + words[1:]
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):
+        return "a number has too many digits"
+    if isinstance(error, ValueError) and "JSON compliant" in str(error):
+        return "a number is not finite"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _json_reason(message: str, document: str, position: int) -> str:
+    """Return the reason why a text is not JSON: the place, what was expected and what was found."""
+    if not document.strip():
+        return "it is empty"
+    line = document.count("\n", 0, position) + 1
+    column = position - document.rfind("\n", 0, position)
+    place = f"line {line}, column {column}" if "\n" in document.strip() else f"character {column}"
+    found = document[position : position + 1]
+    shown = "the end" if not found else f"`{found if found.isprintable() else ascii(found)[1:-1]}`"
+    if message.startswith("Unterminated string"):
+        return f"the string at {place} has no end"
+    if message.startswith("Invalid control"):
+        return f"a string has {shown} at {place}, expected an escape sequence"
+    if message.startswith("Invalid"):
+        return f"a string has an unknown escape sequence at {place}"
+    expected = {
+        "Expecting property name enclosed in double quotes": "a name in double quotes",
+        "Expecting ':' delimiter": "`:`",
+        "Expecting ',' delimiter": "`,`",
+        "Extra data": "the end",
+        "Illegal trailing comma before end of object": "no comma",
+        "Illegal trailing comma before end of array": "no comma",
+    }.get(message, "a value")
+    return f"expected {expected} at {place}, found {shown}"
+
+
 class TfmError(Exception):
     """An error that the user can resolve; it is shown without a traceback.
 

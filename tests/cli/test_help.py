@@ -47,7 +47,7 @@ def test_words_that_hands_know_are_flags(asked: str, flags: str, run_tfm: RunTfm
         ),
         (
             "train --encoder_layers=6",
-            "`--encoder-layers`: no such option; it is a setting: "
+            "`--encoder_layers`: no such option; it is a setting: "
             "`--set model.encoder_layers=VALUE`",
             "tfm train --help",
         ),
@@ -56,6 +56,13 @@ def test_words_that_hands_know_are_flags(asked: str, flags: str, run_tfm: RunTfm
             "`--beam`: no such option; it is a setting: `--set search.beam_size=VALUE`",
             "tfm train --help",
         ),
+        (
+            "train --learn_rat 3",
+            "`--learn_rat`: no such option; did you mean `--learn-rate`?",
+            "tfm train --help",
+        ),
+        ("train --valid_source", "`--valid_source` needs a value", ""),
+        ("version extra", "unexpected argument `extra`", ""),
         ("translate a b", "unexpected argument `a b`", "tfm translate --help"),
         ("translate a", "unexpected argument `a`", "tfm translate --help"),
         ("translate --model", "`--model` needs a value", ""),

@@ -52,7 +52,7 @@ def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
         "  training.clip_norm: must be a finite number, got nan",
         "  --target: must be as many files as --source, got 0 and 1",
         "  --device: must be auto, cpu, cuda, cuda:N or mps, got `gpu`",
-        "  --max-time: must be a duration such as 90s, 20m or 2h, got `soon`",
+        "  --max-time: must be a duration such as 90s, 20m or 2h35m, got `soon`",
     ]
 
 

@@ -130,7 +130,7 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], mes
         ),
         (
             {"training": {"max_time": "soon"}},
-            "training.max_time: must be a duration such as 90s, 20m or 2h, got `soon`",
+            "training.max_time: must be a duration such as 90s, 20m or 2h35m, got `soon`",
         ),
     ],
 )
@@ -168,7 +168,19 @@ def test_no_problem_raises_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2d", 172_800), ("300", 300), ("0.5", 0.5)],
+    [
+        ("90s", 90),
+        ("20m", 1200),
+        ("1.5h", 5400),
+        ("2d", 172_800),
+        ("300", 300),
+        ("0.5", 0.5),
+        ("2h35m", 9300),
+        ("1h30m10s", 5410),
+        ("1d2h", 93_600),
+        ("90m5s", 5405),
+        ("1d5s", 86_405),
+    ],
 )
 def test_duration_has_a_unit_or_is_in_seconds(text: str, seconds: float) -> None:
     assert duration_seconds(text) == seconds
@@ -179,10 +191,27 @@ def test_empty_duration_is_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["s", "0", "0m", "-5", "1h30m", "nan", "inf", "1e999", "5 m", "٣m"]
+    "text",
+    [
+        "s",
+        "0",
+        "0m",
+        "-5",
+        "0h0m",
+        "30m1h",
+        "1h30",
+        "1.5h30m",
+        "1h 30m",
+        "1h1h",
+        "nan",
+        "inf",
+        "1e999",
+        "5 m",
+        "٣m",
+    ],
 )
 def test_duration_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a duration such as 90s, 20m or 2h"):
+    with pytest.raises(ValueError, match="must be a duration such as 90s, 20m or 2h35m"):
         duration_seconds(text)
 
 

@@ -53,8 +53,8 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "is not JSON: expecting property name enclosed in double quotes at character 2"),
-        ('{"source": "a', "is not JSON: unterminated string starting at character 12"),
+        ("{", "is not JSON: expected a name in double quotes at character 2, found the end"),
+        ('{"source": "a', "is not JSON: the string at character 12 has no end"),
         ("[" * 100_000, "cannot be parsed as JSON, expected an object with `source` and "
          "`target`"),
         ('["a", "b"]', "is not an object, expected an object with `source` and `target`"),

@@ -219,9 +219,9 @@ def test_missing_directory_and_missing_file_are_distinguished(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged or not a model config: Expecting value"),
+        (b"", "is damaged or not a model config: it is empty"),
         (b'{"format_version": 1,', "is damaged or not a model config"),
-        (b"\xff", "is damaged or not a model config: 'utf-8'"),
+        (b"\xff", "is damaged or not a model config: byte 1 is 0xff, expected UTF-8"),
         (
             b'{"format_version": NaN}',
             "is damaged or not a model config: NaN is not a finite number",

@@ -49,8 +49,8 @@ def test_vocabulary_of_one_piece_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged or not a vocabulary: Expecting value"),
-        (b"\xff", "is damaged or not a vocabulary: 'utf-8'"),
+        (b"", "is damaged or not a vocabulary: it is empty"),
+        (b"\xff", "is damaged or not a vocabulary: byte 1 is 0xff"),
         (b"[" * 100_000, "is damaged or not a vocabulary"),
         (b"[]", "is not a vocabulary: expected pieces, eos, unk, start and banned"),
         (b'{"pieces": ["a"]}', "is not a vocabulary: expected pieces"),

@@ -130,7 +130,7 @@ def test_characters_that_cannot_be_translated_are_noted() -> None:
 
 
 def test_message_of_a_long_number_has_no_advice_for_programmers() -> None:
-    with pytest.raises(DataError, match=r"value has 5000 digits$"):
+    with pytest.raises(DataError, match=r"a number has too many digits$"):
         from_json('{"source": "one", "x": ' + "9" * 5000 + "}", "in:4")
 
 
@@ -141,8 +141,8 @@ def test_null_is_no_prefix() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("one", "is not a JSON object: character 1: Expecting value"),
-        ('{"source": "one"', "is not a JSON object: character 17: Expecting ',' delimiter"),
+        ("one", "is not a JSON object: expected a value at character 1, found `o`"),
+        ('{"source": "one"', "is not a JSON object: expected `,` at character 17, found the end"),
         ('["one"]', "is not a JSON object"),
         ('"one"', "is not a JSON object"),
         ("null", "is not a JSON object"),
@@ -151,8 +151,14 @@ def test_null_is_no_prefix() -> None:
         ('{"text": null}', "`text` is not a string"),
         ('{"source": "one", "target_prefix": ["a"]}', "`target_prefix` is not a string"),
         ('{"source": "one", "x": NaN}', "has a number that cannot be kept: `NaN` is not JSON"),
-        ('{"source": "one", "x": 1e999}', "has a number that cannot be kept: Out of range"),
-        ('{"source": "one", "x": ' + "9" * 5000 + "}", "has a number that cannot be kept: "),
+        (
+            '{"source": "one", "x": 1e999}',
+            "has a number that cannot be kept: a number is not finite",
+        ),
+        (
+            '{"source": "one", "x": ' + "9" * 5000 + "}",
+            "has a number that cannot be kept: a number has too many digits",
+        ),
         ("[" * 100_000, "has objects or lists nested too deeply"),
     ],
     ids=lambda text: text[:30],

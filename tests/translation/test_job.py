@@ -247,7 +247,8 @@ def test_job_resumes_after_an_invalid_line_is_corrected(
     assert first.code == 3
     assert first.err == (
         f"warning: {tmp_path / 'out'}: 14 lines are written; the same command resumes after "
-        f"them\nerror: {tmp_path / 'in'}:16: is not a JSON object: character 1: Expecting value\n"
+        f"them\nerror: {tmp_path / 'in'}:16: is not a JSON object: expected a value "
+        "at character 1, found `?`\n"
     )
     assert second.code == 0
     assert (tmp_path / "out").read_bytes() == b"eins\n" * 16
@@ -271,9 +272,9 @@ def test_job_goes_on_after_an_invalid_line_if_errors_are_reported(
     finished = run_tfm(report)
 
     rows = [json.loads(line) for line in expected.out.split("\n")[:-1]]
-    message = "is not a JSON object: character 1: Expecting value"
+    message = "is not a JSON object: expected a value at character 1, found"
     assert [row for row in rows if "error" in row] == [
-        {"error": message, "line": 16}, {"error": message, "line": 33},
+        {"error": f"{message} `?`", "line": 16}, {"error": f"{message} `!`", "line": 33},
     ]  # fmt: skip
     assert [row["line"] - 1 for row in rows if "error" in row] == [
         index for index, row in enumerate(rows) if "error" in row

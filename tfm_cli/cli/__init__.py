@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 import tfm_cli
-from tfm_cli.cli.commands import CommandGroup, Commands, usage_problem
+from tfm_cli.cli.commands import CommandGroup, Commands, UsageError, usage_problem
 from tfm_cli.console import hangup_safe_stream, visible, visible_message, wrapped_for_terminal
 from tfm_cli.errors import (
     END_SIGNALS,
@@ -30,7 +30,6 @@ from tfm_cli.errors import (
     TfmError,
 )
 
-_UsageError: Any = typer.BadParameter.__base__
 _REPORT = "if it persists, please report it together with the command and the lines above"
 
 
@@ -68,8 +67,14 @@ class Cli(CommandGroup):
             return super().make_context(*arguments, **more)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments up to the name of a command; `version` is `--version`."""
+        """Parse the arguments up to the name of a command; `version` is `--version`.
+
+        Raises:
+            ConfigError: an argument follows `version`.
+        """
         if args[:1] == ["version"]:
+            if args[1:] and not args[1].startswith("-"):
+                raise ConfigError(f"unexpected argument `{args[1]}`")
             args = ["--version", *args[1:]]
         return super().parse_args(ctx, args)
 
@@ -102,7 +107,7 @@ def _failures_reported() -> Iterator[None]:
         raise typer.Exit(130) from stop
     except (typer.Exit, typer.Abort):
         raise
-    except _UsageError as error:
+    except UsageError as error:
         _say(f"error: {visible_message(usage_problem(error))}")
         if error.ctx is not None:
             _say(f"hint: `{error.ctx.command_path} --help` lists the options")

@@ -15,6 +15,8 @@ from tfm_cli.cli.options import Command, Option, flags_of, setting_names
 from tfm_cli.config.validation import suggestion
 from tfm_cli.errors import ConfigError
 
+UsageError: Any = typer.BadParameter.__base__
+
 # By name, in the order of the help: a module in this package, and an attribute of it.
 Commands = Mapping[str, tuple[str, str]]
 
@@ -27,6 +29,17 @@ class DeclaredCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, `--help` among them."""
         return [_adopt(each, self._declarations()) for each in super().get_params(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; an error of an unknown flag notes how the flag was typed."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            flag, normalized = getattr(error, "option_name", None), ctx.token_normalize_func
+            typed = [word.partition("=")[0] for word in given if word.startswith("--")]
+            error.typed = next((word for word in typed if normalized(word) == flag), flag)
+            raise
 
     def get_usage(self, ctx: Any) -> str:
         """Return the first line of the help."""
@@ -113,10 +126,11 @@ class CommandGroup(TyperGroup):
 def usage_problem(error: Any) -> str:
     """Return the message for an error that Typer found in the command line."""
     message, flag = str(error.message).removesuffix("."), getattr(error, "option_name", "")
+    typed = getattr(error, "typed", None) or flag
     if type(error).__name__ == "NoSuchOption":
-        return f"`{flag}`: no such option{_instead(flag, error)}"
+        return f"`{typed}`: no such option{_instead(flag, error)}"
     if type(error).__name__ == "BadOptionUsage":
-        return f"`{flag}` takes no value" if "not take" in message else f"`{flag}` needs a value"
+        return f"`{typed}` takes no value" if "not take" in message else f"`{typed}` needs a value"
     if match := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message):
         return f"unexpected argument `{match[1]}`"
     return message[:1].lower() + message[1:]

@@ -12,7 +12,7 @@ from typing import Any
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
 from tfm_cli.config.settings import INVERSE_SQRT, SECTIONS, WARMUP_STABLE_DECAY, RunConfig, Value
 from tfm_cli.config.validation import Problems, allowed_range, from_mapping, quoted, suggestion
-from tfm_cli.errors import ConfigError
+from tfm_cli.errors import ConfigError, plain_reason
 
 _MAX_TOML_BYTES = 1 << 20
 _MAX_SETTINGS = 1000  # an unknown setting is compared with all known ones
@@ -240,7 +240,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
+        raise ConfigError(f"{path}: is not TOML: {plain_reason(error)}") from error
     count = sum(len(table) if isinstance(table, dict) else 1 for table in tables.values())
     if max(count, len(tables)) > _MAX_SETTINGS:
         raise ConfigError(

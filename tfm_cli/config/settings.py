@@ -442,7 +442,7 @@ class TrainingConfig(Section):
     )
     pretrained_model: str = opt("", "Model directory with the initial weights and the tokenizer.")
     max_time: str = opt(
-        "", "Stop this command after a time such as 90s, 20m or 2h.", may_change=True
+        "", "Stop this command after a time such as 90s, 20m or 2h35m.", may_change=True
     )
     max_tokens: int = opt(
         4096,

@@ -173,19 +173,21 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
 
 
 def duration_seconds(text: str) -> float | None:
-    """Return the seconds of a duration such as `90s`, `20m`, `1.5h` or `300`; None if empty.
+    """Return the seconds of a duration such as `90s`, `1.5h`, `2h35m` or `300`; None if empty.
 
     Raises:
         ValueError: it is not a duration.
     """
     if not text:
         return None
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text, re.ASCII)
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     seconds = 0.0
-    if match:
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text):
+        seconds = float(match[1]) * units.get(match[2], 1)
+    elif match := re.fullmatch(r"([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?", text):
+        seconds = sum(float(part[:-1]) * units[part[-1]] for part in match.groups() if part)
     if not 0 < seconds < math.inf:
-        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got {quoted(text)}")
+        raise ValueError(f"must be a duration such as 90s, 20m or 2h35m, got {quoted(text)}")
     return seconds
 
 

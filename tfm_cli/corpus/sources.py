@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfm_cli.config.settings import DataConfig
-from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.errors import ConfigError, DataError, ResourceError, plain_reason
 from tfm_cli.text.reader import Repairs
 
 Format = Literal["lines", "tsv", "jsonl"]
@@ -132,9 +132,7 @@ def _parse_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
     try:
         table = json.loads(line, object_pairs_hook=to_dict)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg[:1].lower()}{error.msg[1:]}".removesuffix(" at")
-        message = f"is not JSON: {reason} at character {error.pos + 1}"
-        raise _error(name, number, message) from error
+        raise _error(name, number, f"is not JSON: {plain_reason(error)}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, a number with many digits
         raise _error(name, number, f"cannot be parsed as JSON, {expected}") from error
     if not isinstance(table, dict):

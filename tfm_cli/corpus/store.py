@@ -26,7 +26,7 @@ from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import EncodedBlock, encode_pairs, id_type, length_type
 from tfm_cli.corpus.filters import Filters, filter_texts, repeated_hashes
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags, is_count
-from tfm_cli.errors import DataError
+from tfm_cli.errors import DataError, plain_reason
 from tfm_cli.files import durable
 from tfm_cli.files.layout import PREPARED_FACTS
 from tfm_cli.files.ownership import try_lock
@@ -411,7 +411,7 @@ def open_store(
         try:
             descriptor = _lock_shared(directory)
         except OSError as error:
-            raise _damaged(str(directory), f"{type(error).__name__}: {error}") from error
+            raise _damaged(str(directory), plain_reason(error)) from error
         on_failure.callback(os.close, descriptor)
         store = _open_locked(directory, weights, vocab_sizes, max_length)
         on_failure.pop_all()
@@ -459,7 +459,7 @@ def _open_locked(
             _open_side(directory, side, metadata, max_length, maps) for side in range(len(_SIDES))
         )
     except (OSError, ValueError) as error:
-        raise _damaged(str(directory), f"{type(error).__name__}: {error}") from error
+        raise _damaged(str(directory), plain_reason(error)) from error
     ends = np.cumsum(metadata.files).tolist()
     starts = [0, *ends[:-1]]
     file_weights = list(weights) or [1.0] * num_files

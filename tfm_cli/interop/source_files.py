@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tfm_cli.config.validation import coerce
-from tfm_cli.errors import DataError, ModelError, ResourceError, install_extra
+from tfm_cli.errors import DataError, ModelError, ResourceError, install_extra, plain_reason
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 
 MAX_JSON_BYTES = 32 << 20  # more than a vocabulary of a million pieces
@@ -104,7 +104,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     try:
         return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is damaged or not JSON: {error}") from error
+        raise ModelError(f"{path}: is damaged or not JSON: {plain_reason(error)}") from error
 
 
 def imported_setting(

@@ -26,7 +26,7 @@ from tfm_cli.config.settings import (
 )
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.console import one_line
-from tfm_cli.errors import ModelError
+from tfm_cli.errors import ModelError, plain_reason
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import (
     AVERAGE_FILE,
@@ -318,7 +318,7 @@ def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
             yield path, file
     except (OSError, ValueError) as error:
         hint = "copy it again, or go back to a checkpoint"
-        message = f"{path}: is damaged or not a safetensors file: {error}"
+        message = f"{path}: is damaged or not a safetensors file: {plain_reason(error)}"
         raise ModelError(message, hint=hint) from error
 
 
@@ -458,4 +458,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is damaged or not a model config: {error}") from error
+        raise ModelError(
+            f"{path}: is damaged or not a model config: {plain_reason(error)}"
+        ) from error

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.errors import ConfigError, DataError, ModelError, plain_reason
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, check_writable
 from tfm_cli.files.layout import (
@@ -241,7 +241,7 @@ def packed_card(description: Description, options: CardOptions) -> str:
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be read: {error}") from error
+            raise ModelError(f"{path}: cannot be read: {plain_reason(error)}") from error
     metadata, body = split_metadata(text)
     if metadata:
         if options != CardOptions():
@@ -372,7 +372,8 @@ def _entries(stream: BinaryIO, path: Path) -> Iterator[Entry]:
         try:
             info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
-            raise _damaged(path, f"a header is not one of a tar file: {error}") from error
+            what = f"the entry after `{previous}` is damaged" if previous else "it is no tar file"
+            raise _damaged(path, what) from error
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.linkname:
             kind = ascii(info.type.decode("latin-1"))
             raise _refused(path, f"an entry of the type {kind}, expected regular files only")
@@ -402,7 +403,7 @@ def _read(stream: BinaryIO, count: int, path: Path, *, is_exact: bool = True) ->
     try:
         content = stream.read(count)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, f"it cannot be decompressed: {error}") from error
+        raise _damaged(path, plain_reason(error)) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if is_exact and len(content) < count:

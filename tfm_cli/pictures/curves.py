@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from tfm_cli.console import counted, one_line, seconds_text
-from tfm_cli.errors import DataError
+from tfm_cli.errors import DataError, plain_reason
 from tfm_cli.files.layout import LOCK_FILE, METRICS_FILE
 from tfm_cli.files.untrusted import open_private, open_regular, parse_json_object
 from tfm_cli.pictures import charts
@@ -224,7 +224,7 @@ def _read_run(path: Path, name: str) -> Run:
         except ValueError as error:
             if content.endswith(b"\n"):  # otherwise it is being written, or was cut off
                 num_damaged += 1
-                damaged = damaged or [(number, str(error))]
+                damaged = damaged or [(number, plain_reason(error))]
             continue
         if line is not None:
             kinds[line.event if line.event in kinds else "marks"].add(line)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from tfm_cli.errors import ModelError
+from tfm_cli.errors import ModelError, plain_reason
 from tfm_cli.files.untrusted import parse_json
 
 MAX_PIECES = 1_000_000
@@ -78,7 +78,9 @@ class Vocabulary:
         try:
             table = parse_json(content, max_depth=2)
         except ValueError as error:
-            raise ModelError(f"{name}: is damaged or not a vocabulary: {error}") from error
+            raise ModelError(
+                f"{name}: is damaged or not a vocabulary: {plain_reason(error)}"
+            ) from error
         roles = ("eos", "unk", "start")
         if (
             not isinstance(table, dict)

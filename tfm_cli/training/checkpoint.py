@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tfm_cli.console import counted
-from tfm_cli.errors import ModelError, OutputError
+from tfm_cli.errors import ModelError, OutputError, plain_reason
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, remove_directory
 from tfm_cli.files.layout import (
@@ -374,7 +374,8 @@ def _check_hash(path: Path, actual: str, expected: str) -> None:
 
 
 def _invalid(path: Path, reason: object) -> ModelError:
-    return ModelError(f"{path}: is damaged or not a checkpoint: {reason}")
+    shown = plain_reason(reason) if isinstance(reason, Exception) else reason
+    return ModelError(f"{path}: is damaged or not a checkpoint: {shown}")
 
 
 def _restore_displaced(directory: Path) -> None:

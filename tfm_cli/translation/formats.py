@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from tfm_cli.console import counted
-from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.errors import ConfigError, DataError, plain_reason
 from tfm_cli.translation.assembly import Candidate, Translation
 from tfm_cli.translation.segments import on_one_line, restored, unified
 
@@ -110,11 +110,11 @@ def from_json(line: str, position: str) -> InputLine:
         )
         json.dumps(fields, allow_nan=False)  # fail now if the fields cannot be written again
     except json.JSONDecodeError as error:
-        message = f"{position}: is not a JSON object: character {error.colno}: {error.msg}"
+        message = f"{position}: is not a JSON object: {plain_reason(error)}"
         raise DataError(message) from error
     except ValueError as error:  # NaN, infinity, or too many digits
-        reason = str(error).partition(";")[0]  # the rest is advice for Python programmers
-        raise DataError(f"{position}: has a number that cannot be kept: {reason}") from error
+        message = f"{position}: has a number that cannot be kept: {plain_reason(error)}"
+        raise DataError(message) from error
     except RecursionError as error:
         raise DataError(f"{position}: has objects or lists nested too deeply") from error
     if not isinstance(fields, dict):

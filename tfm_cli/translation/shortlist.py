@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.errors import ModelError
+from tfm_cli.errors import ModelError, plain_reason
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.safetensors_file import Array, SafetensorsFile, write_arrays
 from tfm_cli.files.untrusted import parse_json
@@ -135,7 +135,7 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
         shortlist = Shortlist(*(_integers(contents[name]) for name in _NAMES))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: is damaged or not a shortlist: {error}",
+            f"{path}: is damaged or not a shortlist: {plain_reason(error)}",
             hint="make it anew with `tfm shortlist`",
         ) from error
     for name, minimum in (("best", -1), ("frequent", 0)):

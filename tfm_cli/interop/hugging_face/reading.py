@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
-from tfm_cli.errors import ModelError
+from tfm_cli.errors import ModelError, plain_reason
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.interop.hugging_face.options import CONFIG, GENERATION, Options, read_options
 from tfm_cli.interop.hugging_face.vocabulary import read_tokenizers
@@ -211,7 +211,7 @@ def _opened_safetensors(path: Path) -> Iterator[_Stored]:
     try:
         SafetensorsFile(path).close()  # checks the header before safetensors maps the file
     except (OSError, ValueError) as error:
-        raise ModelError(f"{message}: {error}") from error
+        raise ModelError(f"{message}: {plain_reason(error)}") from error
     try:
         with safe_open(str(path), framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
@@ -250,7 +250,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{path}: is damaged: {error}") from error
+        raise ModelError(f"{path}: is damaged: {plain_reason(error)}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ModelError(f"{path}: is compressed, which torch never does")
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tfm_cli.errors import ModelError, ResourceError, install_extra
+from tfm_cli.errors import ModelError, ResourceError, install_extra, plain_reason
 
 MAX_YAML_BYTES = 32 << 20
 _MAX_YAML_DEPTH = 8
@@ -63,7 +63,9 @@ class NpzFile:
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ModelError(f"{path}: is damaged or not an `.npz` archive: {error}") from error
+            raise ModelError(
+                f"{path}: is damaged or not an `.npz` archive: {plain_reason(error)}"
+            ) from error
         members = self._archive.infolist()
         if len(members) > _MAX_MEMBERS:
             raise ModelError(f"{path}: has {len(members)} arrays, expected at most {_MAX_MEMBERS}")
@@ -110,7 +112,7 @@ class NpzFile:
                 array: np.ndarray = archive[name]
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
                 NotImplementedError, RuntimeError) as error:  # fmt: skip
-            raise ModelError(f"{self.path}: `{name}` is damaged: {error}") from error
+            raise ModelError(f"{self.path}: `{name}` is damaged: {plain_reason(error)}") from error
         return array
 
     def _shape(self, member: zipfile.ZipInfo, name: str) -> tuple[int, ...]:
@@ -123,7 +125,7 @@ class NpzFile:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
                 NotImplementedError, RuntimeError) as error:  # fmt: skip
             raise ModelError(
-                f"{self.path}: `{name}` is damaged or not an array: {error}"
+                f"{self.path}: `{name}` is damaged or not an array: {plain_reason(error)}"
             ) from error
         if dtype.hasobject or dtype.kind not in "fiub":
             reason = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
