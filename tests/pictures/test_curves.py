@@ -235,6 +235,67 @@ def test_text_is_80_columns_wide(run: Run) -> None:
     assert [mark for mark in events if mark in "×■▶"] == ["×", "■", "▶", "■"]
 
 
+CHANGES = ["training.learn_rate: 0.001 → 0.0005", "training.max_updates: 300 → 400"]
+WITH_CHANGE = [
+    *LINES[:5],
+    {"event": "changed", "update": 120, "epoch": 2, "seconds": 12.0, "changes": CHANGES,
+     "settings_sha256": "0" * 64},
+    *LINES[5:],
+]  # fmt: skip
+
+
+def test_text_marks_and_lists_changes_of_settings(directory: Path) -> None:
+    other = write(directory.parent / "other", WITH_CHANGE)
+
+    alone = curves_text(read_runs([other]), "updates")
+    both = curves_text(read_runs([directory, other]), "updates")
+
+    (events,) = [line for line in alone if line.startswith("events")]
+    assert "■◆▶" in events
+    assert alone[-2:] == [f"◆ after update 120: {change}" for change in CHANGES]
+    assert both[-2:] == [f"◆ other, after update 120: {change}" for change in CHANGES]
+    assert max(map(len, [*alone, *both])) <= 80
+    assert not any("◆" in line for line in curves_text(read_runs([directory]), "updates"))
+
+
+def test_page_marks_and_lists_changes_of_settings(directory: Path) -> None:
+    page = curves_page(read_runs([write(directory.parent / "other", WITH_CHANGE)]), "updates")
+
+    (row,) = [row for row in page._data["events"].rows() if row["event"] == "changed"]
+    assert (row["x"], row["reason"]) == (120, "; ".join(CHANGES))
+    assert "◆ a change of settings" in page.svg()
+    html = page.html()
+    for cell in ("training.learn_rate", "0.001", "0.0005", "Settings that were changed"):
+        assert f">{cell}</" in html
+    assert "◆" not in curves_page(read_runs([directory]), "updates").html()
+
+
+def test_state_of_a_run_that_was_changed_is_that_of_its_stop(directory: Path) -> None:
+    lines = [*LINES, WITH_CHANGE[5] | {"update": 300}]
+
+    assert curves.state_of(read_runs([write(directory, lines)])[0]) == "stopped: 300 updates made"
+
+
+@pytest.mark.parametrize("changes", ["x", [1], {"a": 1}])
+def test_changes_that_are_no_texts_are_damage(
+    changes: Any, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(directory, [*LINES, WITH_CHANGE[5] | {"changes": changes}])
+
+    assert read_runs([directory])[0].changes == ()
+    assert "`changes` is not a list of texts" in caplog.text
+
+
+@pytest.mark.parametrize("end", [300, 121, 10**6])
+def test_marks_of_one_update_are_all_visible(end: int, directory: Path) -> None:
+    lines = [*WITH_CHANGE[:7], train_line(end)]
+
+    text = curves_text(read_runs([write(directory, lines)]), "updates")
+
+    (events,) = [line for line in text if line.startswith("events")]
+    assert events.split()[-1].endswith("■◆▶") or end == 10**6
+
+
 def test_text_of_several_runs_names_them(directory: Path) -> None:
     other = write(directory.parent / ("long" * 10), LINES[:4])
     lines = curves_text(read_runs([directory, other]), "epochs")

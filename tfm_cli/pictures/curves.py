@@ -39,13 +39,15 @@ class Line(NamedTuple):
     """A line of `metrics.jsonl`.
 
     Attributes:
-        event: `train`, `valid`, `skipped` for a skipped update, `stopped` or `resumed`.
+        event: `train`, `valid`, `skipped` for a skipped update, `stopped`, `changed` for settings
+            that were changed on request, or `resumed`.
         update: number of updates before it.
         epoch: from 1.
         seconds: trained so far, over all processes of the run; None if the line lacks it.
         values: its finite numbers by name.
         is_best: True for a validation whose weights were the best so far.
         reason: of a stop.
+        changes: of settings, each as `section.name: old → new`.
     """
 
     event: str
@@ -55,6 +57,7 @@ class Line(NamedTuple):
     values: dict[str, float]
     is_best: bool = False
     reason: str = ""
+    changes: tuple[str, ...] = ()
 
 
 class Quantity(NamedTuple):
@@ -155,7 +158,8 @@ class Run:
         path: its directory, or the file itself.
         training: the lines of training progress.
         validations: the lines of validations.
-        marks: the lines of skipped updates, stops and resumes.
+        marks: the lines of skipped updates, stops, changes of settings and resumes.
+        changes: those of the marks that are changes of settings.
         best: the newest of the best validations.
         stride: the share of the training lines that is kept is one in this many.
         is_running: True if a process trains it now.
@@ -166,6 +170,7 @@ class Run:
     training: tuple[Line, ...]
     validations: tuple[Line, ...]
     marks: tuple[Line, ...]
+    changes: tuple[Line, ...]
     best: Line | None
     stride: int
     is_running: bool
@@ -214,6 +219,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
 def _read_run(path: Path, name: str) -> Run:
     file = path / METRICS_FILE if path.is_dir() else path
     kinds = {kind: _Thinned() for kind in ("train", "valid", "marks")}
+    changes: list[Line] = []
     damaged: list[tuple[int, str]] = []
     num_damaged = 0
     best = None
@@ -229,6 +235,8 @@ def _read_run(path: Path, name: str) -> Run:
         if line is not None:
             kinds[line.event if line.event in kinds else "marks"].add(line)
             best = line if line.is_best else best
+            if line.changes and len(changes) < MAX_POINTS:
+                changes.append(line)
     for number, reason in damaged:
         more = f", as {counted(num_damaged - 1, 'other line')}" if num_damaged > 1 else ""
         logger.warning("%s, line %d: is damaged: %s; it is skipped%s", file, number, reason, more)
@@ -238,6 +246,7 @@ def _read_run(path: Path, name: str) -> Run:
         training=kinds["train"].all(),
         validations=kinds["valid"].all(),
         marks=kinds["marks"].all(),
+        changes=tuple(changes),
         best=best,
         stride=kinds["train"].stride,
         is_running=is_running,
@@ -277,8 +286,11 @@ def parse_line(content: bytes) -> Line | None:
         raise ValueError("it has no `event`")
     if event == "refused":  # as version 0.1 names a skipped update
         event = "skipped"
-    if event not in ("train", "valid", "skipped", "stopped", "resumed"):
+    if event not in ("train", "valid", "skipped", "stopped", "changed", "resumed"):
         return None
+    changes = facts.get("changes", []) if event == "changed" else []
+    if not isinstance(changes, list) or not all(isinstance(each, str) for each in changes):
+        raise ValueError("`changes` is not a list of texts")
     if _SPEED_OF_0_1 in facts:
         facts.setdefault("target_tokens_per_second", facts[_SPEED_OF_0_1])
     values = {}
@@ -297,6 +309,7 @@ def parse_line(content: bytes) -> Line | None:
         values=values,
         is_best=facts.get("best") is True,
         reason=one_line(str(facts.get("reason", "")))[:200],
+        changes=tuple(one_line(each)[:200] for each in changes[:MAX_POINTS]),
     )
 
 
@@ -422,6 +435,7 @@ def curves_page(runs: Sequence[Run], axis: Axis) -> Page:
             validations=any(run.curve(quantity, validation=True) for run in runs),
             best=any(run.best for run in runs),
             events=any(run.marks for run in runs),
+            changes=any(run.changes for run in runs),
         )
         if parts.training or parts.validations:
             chart = _chart(quantity, [run.name for run in runs], title, end, parts)
@@ -435,6 +449,8 @@ def curves_page(runs: Sequence[Run], axis: Axis) -> Page:
                     lists_numbers=quantity.name == "loss",
                 ),
             )
+    if any(run.changes for run in runs):
+        page.add_section("Changes of settings", _changes_table(runs))
     return page
 
 
@@ -461,6 +477,19 @@ def _table(runs: Sequence[Run]) -> Table:
     )
 
 
+def _changes_table(runs: Sequence[Run]) -> Table:
+    """Return the table of the settings that were changed during the runs."""
+    rows = []
+    for run in runs:
+        for line in run.changes:
+            for change in line.changes:
+                setting, _, values = change.partition(": ")
+                old, _, new = values.partition(" → ")
+                rows.append([run.name, str(line.update), setting, old, new])
+    header = ["run", "after update", "setting", "before", "after"]
+    return Table(header, rows, "Settings that were changed")
+
+
 def _loss(line: Line) -> str:
     return f"loss {line.values['loss']:.4f}" if "loss" in line.values else ""
 
@@ -469,7 +498,7 @@ def state_of(run: Run) -> str:
     """Return the state of a run in words; nothing for one of version 0.1."""
     if run.is_running:
         return "running"
-    marks = [line for line in run.marks if line.event != "skipped"]
+    marks = [line for line in run.marks if line.event in ("stopped", "resumed")]
     if not marks:
         return ""
     if marks[-1].event == "stopped" and marks[-1].update >= run.last.update:
@@ -514,7 +543,8 @@ def _events(runs: Sequence[Run], axis: Axis, unit: TimeUnit) -> Columns:
     for run in runs:
         scale = scale_of(run, axis)
         for line in run.marks:
-            row = (run.name, _x(scale, line, unit), line.update, _EVENTS[line.event], line.reason)
+            reason = line.reason or "; ".join(line.changes)
+            row = (run.name, _x(scale, line, unit), line.update, _EVENTS[line.event], reason)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return Columns(columns)
@@ -538,17 +568,24 @@ class _Parts(NamedTuple):
     validations: bool
     best: bool
     events: bool
+    changes: bool
 
 
-_EVENTS = {"skipped": "skipped update", "stopped": "stopped", "resumed": "resumed"}
-# Shapes, and offsets in pixels, so that a stop and a resume after one update stand side by side.
+_EVENTS = {
+    "skipped": "skipped update",
+    "stopped": "stopped",
+    "changed": "changed",
+    "resumed": "resumed",
+}
+# Shapes, and offsets in pixels, so that events after one update stand side by side.
 _SHAPES = {
     "skipped update": (
         "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z",
         0,
     ),
-    "stopped": ("square", -5),
-    "resumed": ("triangle-right", 5),
+    "stopped": ("square", -6),
+    "changed": ("diamond", 0),
+    "resumed": ("triangle-right", 6),
 }
 _COLORS = [color(f"series-{number + 1}") for number in range(NUM_SERIES)]
 
@@ -628,7 +665,7 @@ _STAR = (  # with five points, inside a square from -1 to 1
 
 
 def _event_layers(alt: Any, colors: Any) -> list[Any]:
-    """Return a line at each stop and resume, and a symbol at each event above the chart."""
+    """Return a line at each stop, change and resume, and a symbol at each event above the chart."""
     base = (
         alt.Chart(named("events"))
         .transform_filter("isValid(datum.x)")
@@ -656,7 +693,8 @@ def _key(parts: _Parts) -> str:
     if parts.validations and parts.best:
         words.append("Star: the validation whose weights are the model.")
     if parts.events:
-        words.append("Above the chart: × a skipped update, ■ a stop, ▶ a resume.")
+        change = " ◆ a change of settings," if parts.changes else ""
+        words.append(f"Above the chart: × a skipped update, ■ a stop,{change} ▶ a resume.")
     return " ".join(words)
 
 

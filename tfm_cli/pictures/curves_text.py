@@ -23,8 +23,9 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _LABEL = 20  # columns of the name of a curve
 _NUMBER = 9  # columns of a number
 _CHART = WIDTH - _LABEL - 2 * (_NUMBER + 1)
-_MARKS = {"skipped": "×", "stopped": "■", "resumed": "▶"}
+_MARKS = {"skipped": "×", "stopped": "■", "changed": "◆", "resumed": "▶"}
 _KEY = "× skipped update   ■ stopped   ▶ resumed"
+_KEY_WITH_CHANGES = "× skipped   ■ stopped   ◆ changed   ▶ resumed"
 # Heights of the curves, where one run is shown.
 _HEIGHTS = {"loss": 4, "bleu": 3, "chrf": 3}
 
@@ -46,7 +47,9 @@ def curves_text(runs: Sequence[Run], axis: Axis) -> list[str]:
     marks = [_marks_row(run, axis, end * (unit.seconds if axis == "time" else 1)) for run in runs]
     if any(marks):
         lines += [_row(name, "", row, "") for name, row in zip(_names(runs), marks, strict=True)]
-        lines.append(f"{'':{_LABEL + _NUMBER + 1}}{_KEY}")
+        key = _KEY_WITH_CHANGES if any(run.changes for run in runs) else _KEY
+        lines.append(f"{'':{_LABEL + _NUMBER + 1}}{key}")
+        lines += [_cut(line) for run in runs for line in _changes(run, named=len(runs) > 1)]
     return [line.rstrip() for line in lines]
 
 
@@ -63,6 +66,16 @@ def _head(run: Run) -> list[str]:
         return [line]
     whole = f"{line}; {state}"
     return [whole] if len(whole) <= WIDTH else [f"{line};", f"  {state}"]
+
+
+def _changes(run: Run, *, named: bool) -> list[str]:
+    """Return a line for each setting that was changed during a run."""
+    name = f"{run.name}, " if named else ""
+    return [
+        f"{_MARKS['changed']} {name}after update {line.update}: {change}"
+        for line in run.changes
+        for change in line.changes
+    ]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -179,13 +192,20 @@ def blocks(
 
 
 def _marks_row(run: Run, axis: Axis, end: float) -> str:
-    """Return the symbols of stops, resumes and skipped updates at their places."""
+    """Return the symbols of stops, changes, resumes and skipped updates at their places."""
     row = [" "] * _CHART
     scale = scale_of(run, axis)
     for line in run.marks:
         if (place := scale.place(line)) is not None:
             column = column_of(place, end, _CHART)
-            if line.event == "resumed" and row[column] == _MARKS["stopped"]:
-                row[max(column - 1, 0)] = row[column]  # both are visible
+            if line.event != "skipped":
+                _move_left(row, column)  # a stop, a change and a resume are all visible
             row[column] = _MARKS[line.event]
     return "".join(row).rstrip()
+
+
+def _move_left(row: list[str], column: int) -> None:
+    """Move the symbol of a stop or a change in a column, and those before it, one to the left."""
+    if column > 0 and row[column] in (_MARKS["stopped"], _MARKS["changed"]):
+        _move_left(row, column - 1)
+        row[column - 1] = row[column]
