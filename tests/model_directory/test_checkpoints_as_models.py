@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import RunTfm, invoke
 from tfm_cli.errors import ModelError
+from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.model_directory.config_file import weights_identity
 from tfm_cli.model_directory.weights import load_model
 from tfm_cli.native import library
@@ -105,6 +107,42 @@ def test_checkpoint_that_is_not_what_was_saved_is_refused(
 
     with pytest.raises(ModelError, match=message):
         NativeModel.load(path)
+
+
+@pytest.mark.parametrize("how", ["native", "torch", "translate", "score"])
+def test_weights_of_a_checkpoint_are_hashed_once(
+    how: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    path = checkpoints(runs / "averaged")[0]
+    num_bytes = (path / "average.safetensors").stat().st_size
+    hashed: list[str] = []
+    for name in ("sha256_of_file", "hash_from_disk", "sha256"):
+        original = getattr(SafetensorsFile, name)
+
+        def counted(
+            file: SafetensorsFile, *rest: Any, name: str = name, original: Any = original
+        ) -> str:
+            if file._identity.size == num_bytes:
+                hashed.append(name)
+            return str(original(file, *rest))
+
+        monkeypatch.setattr(SafetensorsFile, name, counted)
+
+    if how == "native":
+        if not library.available():
+            pytest.skip("the native engine is not built")
+        NativeModel.load(path)
+    elif how == "torch":
+        load_model(path, torch.device("cpu"))
+    elif how == "score":
+        pair = ["-s", str(runs / "a"), "-t", str(runs / "b"), "--quiet"]
+        assert invoke(["score", "-m", str(path), *pair]).code == 0
+    else:
+        assert invoke(["translate", "-q", "-m", str(path)], LINES).code == 0
+
+    assert hashed == ["sha256_of_file"]
 
 
 def test_checkpoints_of_a_run_are_different_models(runs: Path) -> None:

@@ -25,7 +25,6 @@ from tfm_cli.config.settings import DataConfig
 from tfm_cli.console import counted
 from tfm_cli.errors import ConfigError
 from tfm_cli.files.atomic import check_writable
-from tfm_cli.files.safetensors_file import prefetch_hash
 from tfm_cli.parallel.cpu_cores import import_numpy
 from tfm_cli.text.writer import open_output, write_lines
 
@@ -116,10 +115,10 @@ def score(options: ScoreOptions) -> None:
     check_writable(options.output_path)
     read = [file for directory in options.models for file in model_files(directory)]
     refuse_overwriting(options.output_path, [*_paths(options), *read])
-    from tfm_cli.model_directory.config_file import check_weights_file
+    from tfm_cli.model_directory.config_file import prefetch_weights_hash
 
     for directory in options.models:
-        prefetch_hash(check_weights_file(directory))
+        prefetch_weights_hash(directory)
     import_numpy()
     from tfm_cli.translation.scoring import Scorer
 

@@ -27,7 +27,6 @@ from tfm_cli.console import counted
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.files.layout import SHORTLIST_FILE
-from tfm_cli.files.safetensors_file import prefetch_hash
 from tfm_cli.files.untrusted import open_regular
 from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import LineReader, is_typed, open_lines
@@ -330,11 +329,11 @@ def shortlist_hash(shortlist: Path | None) -> str:
 def _device_and_precision(options: TranslateOptions, parallel: Parallel) -> tuple[str, str]:
     """Return the name of this process's device, and the precision with `auto` resolved."""
     from tfm_cli.device import resolve_device
-    from tfm_cli.model_directory.config_file import check_weights_file
+    from tfm_cli.model_directory.config_file import prefetch_weights_hash
     from tfm_cli.translation.translator import resolve_precision
 
     for directory in options.models:
-        prefetch_hash(check_weights_file(directory))
+        prefetch_weights_hash(directory)
     device = parallel.device(options.setting("training", "device"))
     precision = options.precision
     if precision == "auto":  # a job must not resume with another one on another machine

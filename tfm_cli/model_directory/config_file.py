@@ -37,7 +37,7 @@ from tfm_cli.files.layout import (
     TOKENIZER_FILES,
     WEIGHTS_FILE,
 )
-from tfm_cli.files.safetensors_file import SafetensorsFile
+from tfm_cli.files.safetensors_file import SafetensorsFile, prefetch_hash
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 from tfm_cli.tokenizer.model_file import read_model_file
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -322,13 +322,20 @@ def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
         raise ModelError(message, hint=hint) from error
 
 
-def check_weights_file(directory: Path) -> Path:
-    """Check the header of the weights file, and return the file's path; see `opened_weights`."""
+def prefetch_weights_hash(directory: Path) -> None:
+    """Check the header of the weights file, and start to hash its tensors for the later reader.
+
+    The file of a checkpoint is hashed as a whole, when it is opened.
+
+    Raises:
+        ModelError: as `opened_weights`.
+    """
     if is_checkpoint_model(directory):
-        return _weights_file(directory)[0]
+        _weights_file(directory)
+        return
     with opened_weights(directory) as (path, _):
         pass
-    return path
+    prefetch_hash(path)
 
 
 def is_checkpoint_model(directory: Path) -> bool:

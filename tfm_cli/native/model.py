@@ -25,6 +25,7 @@ from tfm_cli.model_directory.weight_shapes import (
     SCALES,
     Shape,
     check_header,
+    is_verified,
     non_finite_weights_error,
     weight_shapes,
 )
@@ -159,7 +160,7 @@ class NativeModel:
     def _read(self, path: Path, file: SafetensorsFile, saved: SavedConfig) -> None:
         """Pack the weights of a file, a tensor at a time, while a thread hashes the file."""
         metadata = check_header(path, file, saved, precision=self.precision)
-        sha256 = file.hash_in_background()
+        sha256 = None if is_verified(metadata) else file.hash_in_background()
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
         bad, buffer = set(), None
@@ -175,7 +176,7 @@ class NativeModel:
                 file.read_tensor(name + SCALES, scales.view)
             if not self._pack(name, shapes[name], buffer.address, scales=scales):
                 bad.add(name)
-        is_saved = sha256() == metadata.get("weights_sha256")
+        is_saved = sha256 is None or sha256() == metadata.get("weights_sha256")
         file.check_unchanged()
         if not is_saved:
             raise changed_weights_error(path)
