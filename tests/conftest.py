@@ -34,7 +34,14 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as `nohup` leaves it
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the tests with the longest timeouts first, so that none runs alone at the end."""
+    """Skip tests that need a GPU where there is none, and start those with the longest timeouts.
+
+    The longest go first, so that none runs alone at the end.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
     def may_take(item: pytest.Item) -> int:
         timeout = item.get_closest_marker("timeout")
@@ -180,7 +187,7 @@ def run_tfm() -> RunTfm:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model that translates the tiny corpus without errors; tests must not change it."""
-    return _made_once("tiny", lambda place: _train_tiny(tiny_corpus, place), tmp_path_factory)
+    return _made_once("tiny", lambda place: train_tiny(tiny_corpus, place), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -215,7 +222,8 @@ def _made_once(
     return place
 
 
-def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> None:
+def train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> None:
+    """Train a model that translates the tiny corpus without errors."""
     torch.set_num_threads(1)
     arguments = [
         "train", *tiny_corpus.train_arguments(), "--output", str(directory), *TINY_SHAPE,

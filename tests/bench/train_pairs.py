@@ -1,4 +1,4 @@
-"""Pairs of random ids with the lengths of Multi30k, and how each side's users cut batches of them.
+"""Pairs of random ids with the lengths of a corpus, and how each side's users cut batches of them.
 
 A budget is about the real target pieces of a batch, but for JoeyNMT, which counts padding in. Plans
 are made for the whole corpus, since a plan for the few pairs of some updates would have far more
@@ -7,6 +7,7 @@ padding; then a few batches that are as the plan is on average are learned from.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,37 +20,52 @@ NUM_SPECIAL = 4
 Plan = list[np.ndarray]
 Cut = Callable[[np.ndarray, np.ndarray, int], Plan]  # lengths of both sides, budget → batches
 
-# Log-normal with the mean, spread and correlation that Multi30k's 29,000 pairs have in 4,000 joint
-# pieces, </s> included: 16.8 ± 5.6 and 18.0 ± 6.8, 0.84; then one pair in a hundred is longer than
-# 34 and 39 pieces, as there.
-_MEAN_LOGS = (2.767, 2.826)
-_SPREADS = (0.327, 0.365)
-_CORRELATION = 0.848
-_SHORTEST, _LONGEST = 3, 100
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Pieces of the two sides of a pair, </s> included: log-normal, rounded and clipped."""
+
+    mean_logs: tuple[float, float]
+    spreads: tuple[float, float]
+    correlation: float
+    longest: int
+    shortest: int = 3
 
 
-def draw_lengths(number: int, *, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+# With the mean, spread and correlation that Multi30k's 29,000 pairs have in 4,000 joint pieces:
+# 16.8 ± 5.6 and 18.0 ± 6.8, 0.84; then one pair in a hundred is longer than 34 and 39 pieces, as
+# there.
+MULTI30K = Lengths((2.767, 2.826), (0.327, 0.365), 0.848, longest=100)
+
+
+def draw_lengths(
+    number: int, *, seed: int = 1, lengths: Lengths = MULTI30K
+) -> tuple[np.ndarray, np.ndarray]:
     """Pieces of each side of each pair, </s> included; shape (number,) each."""
     common, other = np.random.default_rng(seed).standard_normal((2, number))
-    second = _CORRELATION * common + np.sqrt(1 - _CORRELATION**2) * other
+    second = lengths.correlation * common + np.sqrt(1 - lengths.correlation**2) * other
+    normals = (common, second)
     source, target = (
-        np.clip(np.rint(np.exp(mean + spread * normal)), _SHORTEST, _LONGEST).astype(np.int64)
-        for mean, spread, normal in zip(_MEAN_LOGS, _SPREADS, (common, second), strict=True)
-    )
+        np.clip(np.rint(np.exp(mean + spread * normal)), lengths.shortest, lengths.longest)
+        .astype(np.int64)
+        for mean, spread, normal in zip(lengths.mean_logs, lengths.spreads, normals, strict=True)
+    )  # fmt: skip
     return source, target
 
 
-def draw_store(number: int, vocab_size: int, *, seed: int = 1) -> CorpusStore:
+def draw_store(
+    number: int, vocab_size: int, *, seed: int = 1, lengths: Lengths = MULTI30K
+) -> CorpusStore:
     """Such pairs; a piece is drawn with a probability that falls as 1 / rank, as in text."""
     random = np.random.default_rng(seed + 1)
     weights = 1 / (np.arange(vocab_size - NUM_SPECIAL) + 3)
 
-    def side(lengths: np.ndarray) -> Segments:
-        starts = np.concatenate([[0], np.cumsum(lengths - 1)])
+    def side(counts: np.ndarray) -> Segments:
+        starts = np.concatenate([[0], np.cumsum(counts - 1)])
         ids = random.choice(len(weights), size=int(starts[-1]), p=weights / weights.sum())
         return Segments((ids + NUM_SPECIAL).astype(np.int32), starts)
 
-    source, target = draw_lengths(number, seed=seed)
+    source, target = draw_lengths(number, seed=seed, lengths=lengths)
     return CorpusStore(side(source), side(target), Counter())
 
 

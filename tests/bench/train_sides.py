@@ -37,11 +37,12 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.model.precision import resolve_precision
 from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
+from tfm_cli.training.memory import MemoryLimit
 from tfm_cli.training.optimizer import make_optimizer
-from tfm_cli.training.parallel_model import ParallelModel, batch_loss
+from tfm_cli.training.parallel_model import ParallelModel, batch_loss, compile_layers
 from tfm_cli.training.schedule import schedule_of
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import UpdateOptions, update
+from tfm_cli.training.update import UpdateOptions, UpdateStats, update
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -80,11 +81,14 @@ class ChosenOrder(BatchOrder):
 
 
 class Tfm:
-    """The update loop of `tfm train`, without its moving average: peers keep none."""
+    """The update loop of `tfm train`, without its moving average: peers keep none.
+
+    A job may also have a `device`, the `micro_batch` to begin with, and `compiled` layers.
+    """
 
     def __init__(self, job: dict[str, Any], store: CorpusStore, chosen: Plan) -> None:
         shape = Shape(**job["shape"])
-        self._dtype = DTYPES[job["precision"]]
+        self.device = torch.device(job.get("device", "cpu"))
         self.model = transformer_of(
             shape.vocab_size,
             encoder_layers=shape.layers,
@@ -94,28 +98,37 @@ class Tfm:
             feed_forward_width=shape.feed_forward_width,
             dropout=job["dropout"],
         ).train()
+        if job.get("compiled"):
+            compile_layers(self.model)
         self._parallel_model = ParallelModel(
             self.model,
             label_smoothing=SETTINGS.label_smoothing,
+            device=self.device,
             dtype=DTYPES[job["precision"]],
         )
         self._optimizer = make_optimizer(self.model, SETTINGS)
-        self._sampler = BatchSampler(
+        self.sampler = BatchSampler(
             store=store,
             order=ChosenOrder(store, chosen),
             batches_per_update=1,
-            micro_batch=MICRO_BATCH,
+            micro_batch=job.get("micro_batch", MICRO_BATCH),
             start_id=START_ID,
             eos_id=EOS_ID,
             source_eos_id=EOS_ID,
+            pins=self.device.type == "cuda",
         )
+        self.memory_limit = MemoryLimit()
         self._number = 0
         self._open = contextlib.ExitStack()
         self._plans: Iterator[UpdateBatches] = self._open.enter_context(
-            prefetched(lambda: self._sampler.updates(TrainState()))
+            prefetched(lambda: self.sampler.updates(TrainState()))
         )
 
     def learn(self) -> None:
+        self.update()
+
+    def update(self) -> UpdateStats:
+        """Make the next update, and return its results, which may still be computed."""
         plan = next(self._plans)
         self._number += 1
         options = UpdateOptions(
@@ -123,16 +136,17 @@ class Tfm:
             learn_rate=schedule_of(SETTINGS, TrainState()).rate(self._number),
             clip_norm=SETTINGS.clip_norm,
             seed=SETTINGS.seed,
+            wait_for_gradient=self.device.type == "cpu",
         )
-        update(self._parallel_model, plan, self._optimizer, options)
+        return update(self._parallel_model, plan, self._optimizer, options, self.memory_limit)
 
     def parts(self, plan: Plan) -> Plan:
-        return [part for pairs in plan for part in self._sampler.split(pairs)]
+        return [part for pairs in plan for part in self.sampler.split(pairs)]
 
     @torch.no_grad()
     def nll(self, parts: Plan) -> float:
         self.model.eval()
-        batches = [self._sampler.batch(pairs) for pairs in parts]
+        batches = [self.sampler.batch(pairs).to(self.device) for pairs in parts]
         total = sum(float(batch_loss(self.model, one, label_smoothing=0)[1]) for one in batches)
         self.model.train()
         return total / sum(one.target_tokens for one in batches)

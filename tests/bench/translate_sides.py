@@ -156,9 +156,10 @@ class CTranslate2:
 
 
 class HuggingFace:
-    """`MarianMTModel.generate`, with SentencePiece before and after it."""
+    """`MarianMTModel.generate`, with SentencePiece before and after it.
 
-    precision = "float32"
+    A job may also have a `device` and a `dtype`, of PyTorch's names.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         try:
@@ -172,13 +173,15 @@ class HuggingFace:
         if not job["limit"]:
             raise RefusedError("`generate` is measured at one length only")
         torch.set_num_threads(job["threads"])
+        self.precision = job.get("dtype", "float32")
+        self._device = torch.device(job.get("device", "cpu"))
         theirs: Any = transformers
         theirs.utils.logging.set_verbosity_error()
         theirs.utils.logging.disable_progress_bar()
         self._transformers = theirs
         self._model: Any = theirs.MarianMTModel.from_pretrained(
-            job["directory"], local_files_only=True, dtype=torch.float32
-        ).eval()
+            job["directory"], local_files_only=True, dtype=getattr(torch, self.precision)
+        ).to(self._device).eval()  # fmt: skip
         # A joint tokenizer with SentencePiece's own ids.
         self._tokenizer = Tokenizer.load(Path(job["directory"], "source.spm"))
         self._beam_size, self._limit, self._batch = job["beam_size"], job["limit"], job["batch"]
@@ -216,7 +219,9 @@ class HuggingFace:
                 source, keep = pad_source(segments, tokenizer.eos_id)
                 mask = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
                 rows = self._model.generate(
-                    input_ids=source, attention_mask=mask, generation_config=config
+                    input_ids=source.to(self._device),
+                    attention_mask=mask.to(self._device),
+                    generation_config=config,
                 ).tolist()
                 found += [[tokenizer.pieces[i] for i in row[1 : self._limit + 1]] for row in rows]
         return [found[start : start + count] for start in range(0, len(found), count)]

@@ -30,13 +30,9 @@ from tfm_cli.model.transformer import Transformer
 
 BANNED = (0, 1, 7)
 VOCABULARY = TargetVocabulary(START, EOS, BANNED)
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
-]
-on_every_device = pytest.mark.parametrize("device", DEVICES)
+on_every_device = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 
 
 def forced(fixed: StaticTransformer, source: Tensor, keep: Tensor | None, target: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from tests.decoding.replay import Recording, ReplayedStep
 from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, to_device
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
 
 
@@ -147,7 +146,7 @@ def increment(number: Tensor) -> None:
     number.add_((number * 0 + 1).sqrt())
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_recorded_steps_share_memory_and_are_replayed() -> None:
     device = torch.device("cuda")
     recorder = Recorder(device)
