@@ -273,3 +273,27 @@ def test_time_that_is_up_for_one_stops_all(text: list[str], tmp_path: Path) -> N
 
     assert ranks.codes(done) == [0, 0]
     assert "stopped after update 1: 60s passed (--max-time)" in done[0].err
+
+
+@pytest.mark.slow
+def test_decay_by_time_begins_and_ends_after_the_same_updates_on_all_ranks(
+    text: list[str], tmp_path: Path
+) -> None:
+    def on_another_clock(rank: int) -> None:
+        from tfm_cli.training import run, timed_decay
+
+        class Watched(timed_decay.TimedDecay):
+            def _num_updates(self) -> int:  # rank 0 decides
+                return 6 if self._state.update == 5 - 2 * rank else 0
+
+        run.TimedDecay = Watched  # type: ignore[attr-defined]  # imported there
+
+    flags = ["--max-time", "1h", "--schedule", "wsd", "--lr-warmup", "2"]
+    run = command(text, tmp_path / "model", *flags)
+    end = run.index("--max-updates")
+    done = ranks.run(tmp_path / "s", run[:end] + run[end + 2 :], prepare=on_another_clock)
+
+    assert ranks.codes(done) == [0, 0], done
+    assert "stopped after update 11: 11 updates made (--max-time)" in done[0].err
+    (line,) = [line for line in metrics(tmp_path / "model") if line["event"] == "decay"]
+    assert (line["update"], line["last_update"]) == (5, 11)

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from tfm_cli.config.settings import DataConfig, ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.config.settings import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.model_directory.config_file import (
@@ -82,6 +88,20 @@ def test_model_with_one_shape_for_both_sides_is_saved_in_an_older_format(
     assert header["format_version"] == 3
     assert not {"decoder_heads", "decoder_feed_forward_width"} & set(header["settings"]["model"])
     assert load_config(tmp_path).settings.model == ModelConfig(width=32, heads=2)
+
+
+@pytest.mark.parametrize(("schedule", "is_there"), [("inverse-sqrt", False), ("linear", True)])
+def test_usual_schedule_is_left_out_since_older_versions_do_not_know_it(
+    schedule: str, is_there: bool, tmp_path: Path
+) -> None:
+    config = RunConfig(training=TrainingConfig(schedule=schedule))
+    save_config(tmp_path, config, TokenizerPair.joint(tokenizer()))
+
+    settings = json.loads((tmp_path / "config.json").read_bytes())["settings"]["training"]
+
+    assert ("schedule" in settings) == is_there
+    assert "decay_ratio" not in settings
+    assert load_config(tmp_path).settings.training == config.training
 
 
 @pytest.mark.parametrize("change", [{"decoder_heads": 4}, {"decoder_feed_forward_width": 48}])

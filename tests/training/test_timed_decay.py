@@ -350,3 +350,13 @@ def test_time_is_the_end_of_a_decay_unless_another_one_is_given() -> None:
     assert ends(max_epochs=2) == (100_000, 2)
     assert ends(schedule="cosine") == (100_000, 0)
     assert ends(max_time=None) == (100_000, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("wsd", "warmup-stable-decay"), ("inverse_sqrt", "inverse-sqrt"), ("cosine", "cosine")],
+)
+def test_flag_accepts_other_spellings(given: str, name: str, run_tfm: RunTfm) -> None:
+    result = run_tfm(["train", "--lr-scheduler", given, "--dump-config"])
+
+    assert f'schedule = "{name}"' in result.out

@@ -65,6 +65,8 @@ _LATER_SETTINGS: dict[str, Value] = {
     "word_dropout": 0.0,
     "subword_sampling": "none",
     "subword_alpha": 0.0,
+    "schedule": "inverse-sqrt",
+    "decay_ratio": 0.2,
 }
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
@@ -108,7 +110,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
     settings = to_mapping(config)
-    for section in ("data", "model"):
+    for section in ("data", "model", "training"):
         settings[section] = without_later_defaults(settings[section])
     header = {
         "format_version": oldest_format(config.model),
