@@ -97,7 +97,7 @@ class TinyCorpus:
 
 # A shape for which an update takes a few milliseconds.
 TINY_SHAPE = [
-    "--vocab-size", "60",
+    "--preset", "tiny", "--vocab-size", "60",
     "--set", "model.encoder_layers=1",
     "--set", "model.decoder_layers=1",
     "--set", "model.width=32",

@@ -390,7 +390,7 @@ def test_errors_of_training_are_those_of_the_command(text: dict[str, Any], tmp_p
     assert changed.updates == 3
     text["source"].rename(tmp_path / "moved")
     with pytest.raises(DataError) as caught:
-        train(tmp_path / "run")
+        train(tmp_path / "run", training={"max_updates": 4})
     assert "give its new place with `data.source PATH`" in str(caught.value.hint)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
@@ -313,7 +314,8 @@ def train(
     Args:
         output: the model directory to write; a run in it is resumed with its own settings.
         settings: settings by `section.name`, or tables of settings by section.
-        preset: the model shape and training recipe: `tiny`, `small`, `base` or `big`.
+        preset: the model shape and training recipe: `tiny`, `small`, `base` or `big`; by default
+            `auto`, a choice by the number of pairs and the device.
         overwrite: start over, replacing the model in `output`.
         allow_change: resume with another learning rate, batch size or the like.
         stop: stops the run once it is set: it is saved after its current update.
@@ -363,22 +365,31 @@ def _train(
     allow_change: bool,
     stop: Callable[[], bool],
 ) -> TrainingResult:
-    from tfm_cli.config.loading import resolve
+    from tfm_cli.config.loading import Lookups, resolve
     from tfm_cli.errors import INSTALL_TORCH, ResourceError
     from tfm_cli.parallel import Parallel
-    from tfm_cli.training.run_settings import log_ignored, pretrained_settings, saved_settings
+    from tfm_cli.training.run_settings import (
+        automatic_recipe,
+        log_ignored,
+        pretrained_settings,
+        saved_settings,
+    )
     from tfm_cli.training.starting import StartOptions, start
     from tfm_cli.training.summary import run_summary
     from tfm_cli.training.time_limit import TimeLimit
 
     resumed = None if overwrite else saved_settings(output)
-    config = resolve(preset=preset, flags=tables, pretrained=pretrained_settings, resumed=resumed)
+    notes: list[str] = []
+    lookups = Lookups(recipe=partial(automatic_recipe, notes=notes), pretrained=pretrained_settings)
+    config = resolve(preset=preset, flags=tables, resumed=resumed, lookups=lookups)
     if "-" in config.data.pairs:
         raise ConfigError("data.pairs: standard input is read by the command `tfm train` only")
     if resumed is None:
         given = {f"{section}.{name}" for section, table in tables.items() for name in table}
         log_ignored(config, given, str, preset=preset)
-    options = StartOptions(overwrite=overwrite, allow_change=allow_change, name_of=str, stop=stop)
+    options = StartOptions(
+        overwrite=overwrite, allow_change=allow_change, name_of=str, notes=notes, stop=stop
+    )
     try:
         stopped = start(
             config, output, options,

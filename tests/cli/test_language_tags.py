@@ -285,7 +285,7 @@ def test_tags_that_were_learned_as_text_are_told_at_the_export(
     run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     """As all tags of a model that earlier versions trained."""
-    shape = ["--vocab-size", "320", *TINY_SHAPE[2:-4]]
+    shape = ["--vocab-size", "320", *TINY_SHAPE[4:-4]]
     trained(tmp_path, GOOD, *shape, "--set", "data.tags=none")
 
     done = run_tfm(["export", str(tmp_path / "model"), "--to", "hf", "-o", str(tmp_path / "out")])
@@ -309,7 +309,7 @@ def test_tag_that_sentencepiece_cuts_is_refused_by_hugging_face(
             sentence_iterator=iter([*source, *target]), model_writer=stream, vocab_size=100,
             hard_vocab_limit=False, user_defined_symbols=list(TAGS), minloglevel=3,
         )  # fmt: skip
-    shape = TINY_SHAPE[2:-4]
+    shape = TINY_SHAPE[4:-4]
     trained(tmp_path, GOOD, *shape, "--tokenizer", str(tmp_path / "m.model"))
 
     result = run_tfm(["export", str(tmp_path / "model"), "--to", "hf", "-o", str(tmp_path / "out")])

@@ -1,16 +1,26 @@
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tfm_cli.config.loading import Overrides, changed_settings, read_toml, resolve
-from tfm_cli.config.presets import PRESETS, SAMPLE_RUN
-from tfm_cli.config.settings import SECTIONS, RunConfig, Value
+from tfm_cli.config.loading import Lookups, Overrides, changed_settings, read_toml, resolve
+from tfm_cli.config.presets import (
+    CPU_RECIPES,
+    GPU_RECIPES,
+    PRESETS,
+    SAMPLE_RUN,
+    Recipe,
+    recipe_for,
+)  # fmt: skip
+from tfm_cli.config.settings import SECTIONS, DataConfig, RunConfig, Value
+from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ConfigError
 
-CORPUS = {"data": {"source": ("a",), "target": ("b",)}}
+CORPUS: dict[str, dict[str, Any]] = {"data": {"source": ("a",), "target": ("b",)}}
 
 
 def toml(directory: Path, text: str) -> Path:
@@ -86,7 +96,7 @@ def test_what_a_pretrained_model_was_made_with_replaces_the_preset(tmp_path: Pat
         file=toml(tmp_path, '[training]\npretrained_model = "old"'),
         assignments=["model.dropout=0.5"],
         flags=CORPUS,
-        pretrained=look_up,
+        lookups=Lookups(pretrained=look_up),
     )
 
     assert asked == ["old"]
@@ -145,7 +155,7 @@ def test_problems_of_file_assignment_and_flag_are_told_at_once(tmp_path: Path) -
 
     assert str(caught.value).split("\n  ") == [
         "the settings have 7 problems",
-        "preset: must be one of `tiny`, `small`, `base`, `big`, got `huge`",
+        "preset: must be one of `auto`, `tiny`, `small`, `base`, `big`, got `huge`",
         "--set nonsense: must be `section.name=value`",
         "training: must be a table of settings",
         "modle: unknown section; did you mean `model`?",
@@ -158,7 +168,7 @@ def test_problems_of_file_assignment_and_flag_are_told_at_once(tmp_path: Path) -
 @pytest.mark.parametrize("preset", ['["base"]', "5", "{}", '""'])
 def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="preset: must be one of `tiny`, `small`, `base`, `big`, got "
+        ConfigError, match="preset: must be one of `auto`, `tiny`, `small`, `base`, `big`, got "
     ):
         resolve(file=toml(tmp_path, f"preset = {preset}"))
 
@@ -346,3 +356,81 @@ def test_dots_in_strings_and_comments_are_no_parts_of_keys(tmp_path: Path) -> No
     text = "# a.b.c.d.e.f.g.h.i.j.k\n[data]\ncache = '1.2.3.4.5.6.7.8.9.10' # a.b.c.d.e.f.g.h.i.j\n"
 
     assert resolve(file=toml(tmp_path, text)).data.cache == "1.2.3.4.5.6.7.8.9.10"
+
+
+# --- preset auto ----------------------------------------------------------------------------------
+
+CHANGES: dict[str, dict[str, Any]] = {"model": {"dropout": 0.4}, "training": {"lr_warmup": 500}}
+
+
+def chosen(**named: Any) -> tuple[RunConfig, list[tuple[tuple[str, ...], object]]]:
+    """Return the settings with a recipe of `small`, and what the choice was asked for."""
+    asked = []
+
+    def choose(data: DataConfig, device: object) -> Recipe:
+        asked.append((data.source, device))
+        return Recipe(10, "small", CHANGES, "why")
+
+    pretrained = named.pop("pretrained", None)
+    lookups = Lookups(recipe=choose, pretrained=pretrained)
+    return resolve(lookups=lookups, **{"flags": CORPUS, **named}), asked
+
+
+@pytest.mark.parametrize("preset", [None, "auto"])
+def test_auto_is_the_recipe_for_the_text(preset: str | None) -> None:
+    config, asked = chosen(preset=preset)
+
+    assert asked == [(("a",), "auto")]
+    assert config.preset == "small"
+    assert config.model.width == PRESETS["small"]["model"]["width"]
+    assert (config.model.dropout, config.training.lr_warmup) == (0.4, 500)
+    # What `--dump-config` wrote gives the same settings without a choice.
+    assert config == resolve(preset="small", flags={**CHANGES, **CORPUS})
+
+
+def test_values_that_are_given_come_after_the_recipe() -> None:
+    flags = {**CORPUS, "model": {"dropout": 0.1}, "training": {"device": "cpu"}}
+
+    config, asked = chosen(flags=flags, assignments=["model.width=64"])
+
+    assert asked == [(("a",), "cpu")]
+    assert (config.model.dropout, config.model.width, config.training.lr_warmup) == (0.1, 64, 500)
+
+
+@pytest.mark.parametrize(
+    ("updates", "warmup"), [(1, 1), (4, 1), (6, 2), (100, 20), (2500, 500), (9999, 500)]
+)
+def test_warmup_of_a_short_run_is_a_fifth_of_it(updates: int, warmup: int) -> None:
+    config, _ = chosen(flags={**CORPUS, "training": {"max_updates": updates}})
+    own, _ = chosen(flags={**CORPUS, "training": {"max_updates": updates, "lr_warmup": 7}})
+
+    assert (config.training.lr_warmup, own.training.lr_warmup) == (warmup, 7)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{"preset": "tiny"}, {"flags": {}}, {"resumed": RunConfig()},
+     {"flags": {**CORPUS, "training": {"pretrained_model": "m"}}, "pretrained": lambda _: {}}],
+    ids=["another preset", "sample", "resumed", "pretrained"],
+)  # fmt: skip
+def test_nothing_is_chosen_where_something_else_decides(named: dict[str, Any]) -> None:
+    config, asked = chosen(**named)
+
+    assert asked == []
+    assert config.preset in ("tiny", "sample")
+
+
+@pytest.mark.parametrize("recipes", [CPU_RECIPES, GPU_RECIPES], ids=["CPU", "GPU"])
+def test_each_recipe_is_chosen_for_its_sizes(recipes: tuple[Recipe, ...]) -> None:
+    has_gpu = recipes is GPU_RECIPES
+    least = 0
+    for recipe in recipes:
+        most = 10**9 if math.isinf(recipe.max_pairs) else int(recipe.max_pairs)
+        for pairs in (least, most):
+            assert recipe_for(pairs, has_gpu=has_gpu) is recipe
+        from_mapping(
+            {section: {**PRESETS[recipe.preset].get(section, {}), **values}
+             for section, values in recipe.changes.items()}, problems := Problems()
+        )  # fmt: skip
+        problems.raise_if_any()
+        least = most + 1

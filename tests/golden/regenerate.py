@@ -110,7 +110,7 @@ def freeze_model(name: str = "model_v2") -> None:
         save_config(Path("tokenizers"), RunConfig(), pair)
         run(
             "train -s train.en -t train.de -vs valid.en -vt valid.de --output model "
-            f"{' '.join(TINY_SHAPE[2:])} --tokenizer tokenizers "
+            f"{' '.join(TINY_SHAPE[4:])} --tokenizer tokenizers "
             "--set model.width=16 --set model.output_bias=true --set model.activation=swish "
             "--set model.positions=sinusoidal_marian --max-updates 800 "
             "--max-tokens 512 --lr 8e-3 --lr-warmup 50 --valid-freq 200 --dropout 0.0 "

@@ -69,7 +69,7 @@ def test_each_side_is_cut_by_its_own_tokenizer(model: Path, run_tfm: RunTfm) -> 
 def test_its_tokenizers_serve_another_run(
     model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    shape = [*TINY_SHAPE[2:], "--max-updates", "1", "--device", "cpu", "--tokenizer", str(model)]
+    shape = [*TINY_SHAPE[4:], "--max-updates", "1", "--device", "cpu", "--tokenizer", str(model)]
     command = ["train", *tiny_corpus.train_arguments(), *shape, "--output", str(tmp_path / "new")]
 
     refused = run_tfm(command)

@@ -5,7 +5,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +19,9 @@ from tfm_cli.cli.options import (
     set_up_logging,
     setting_names,
 )
-from tfm_cli.config.loading import Overrides, read_toml, resolve, to_mapping, write_toml
-from tfm_cli.config.presets import PRESETS
-from tfm_cli.config.settings import RunConfig
+from tfm_cli.config.loading import Lookups, Overrides, read_toml, resolve, to_mapping, write_toml
+from tfm_cli.config.presets import AUTO, PRESETS, Recipe
+from tfm_cli.config.settings import DataConfig, RunConfig
 from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, Interrupted, OutOfTime
 from tfm_cli.files.atomic import check_writable
@@ -60,9 +61,10 @@ class TrainOptions(Options):
         "--task",
         "--arch",
         metavar="NAME",
-        shown_default="tiny",
-        help=f"Model shape and training recipe: {', '.join(PRESETS)}.",
-    )._replace(completions=tuple(PRESETS))
+        shown_default=AUTO,
+        help=f"Model shape and training recipe: {', '.join(PRESETS)}; or {AUTO}, by the number of "
+        "pairs and the device.",
+    )._replace(completions=(AUTO, *PRESETS))
     config_file: Path | None = option(
         "Settings",
         "--config",
@@ -106,7 +108,8 @@ def train(options: TrainOptions) -> None:
     parallel = Parallel.from_environment()
     set_up_logging(options.quiet, parallel)
     _check_exclusions(options)
-    config = _resolved(options)
+    notes: list[str] = []
+    config = _resolved(options, notes)
     if options.dump_config:
         check_writable("-")
         sys.stdout.write(visible(write_toml(config)))  # TOML has the same escapes
@@ -120,7 +123,9 @@ def train(options: TrainOptions) -> None:
         with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
             # A launcher restarts the command after a failure; that must resume, not start over.
             overwrite = options.overwrite and not parallel.has_flag("begun")
-            stopped = _train(config, options, overwrite=overwrite, parallel=parallel, limit=limit)
+            stopped = _train(
+                config, options, notes, overwrite=overwrite, parallel=parallel, limit=limit
+            )
         ended(stopped.reason, stopped.is_complete)
 
 
@@ -157,8 +162,12 @@ def _summarized(options: TrainOptions, parallel: Parallel) -> Iterator[Callable[
         raise
 
 
-def _resolved(options: TrainOptions) -> RunConfig:
+def _resolved(options: TrainOptions, notes: list[str]) -> RunConfig:
     """Return the settings of the run, on top of those of the run in `--output` if there is one.
+
+    Args:
+        options: the options of the command.
+        notes: the reason for the preset is added, if it was chosen automatically.
 
     Raises:
         ConfigError: a setting is wrong, or the text of the run came from standard input.
@@ -169,10 +178,13 @@ def _resolved(options: TrainOptions) -> RunConfig:
         file=options.config_file,
         assignments=options.assignments,
         flags=options.settings,
-        pretrained=_pretrained_settings,
         resumed=resumed,
-        read_file=_read_settings,
-        flag_of=_flag_of,
+        lookups=Lookups(
+            recipe=partial(_automatic_recipe, notes=notes),
+            pretrained=_pretrained_settings,
+            file=_read_settings,
+            flag=_flag_of,
+        ),
     )
     if resumed is None and config.training.pretrained_model:
         from tfm_cli.training.run_settings import log_ignored
@@ -208,6 +220,7 @@ def _check_exclusions(options: TrainOptions) -> None:
 def _train(
     config: RunConfig,
     options: TrainOptions,
+    notes: Sequence[str],
     *,
     overwrite: bool,
     parallel: Parallel,
@@ -227,6 +240,7 @@ def _train(
         allow_change=options.allow_change,
         name_of=_name_of,
         more_inputs=(options.config_file,) if options.config_file else (),
+        notes=notes,
         tensorboard=options.tensorboard,
     )
     return start(config, options.output, start_options, parallel=parallel, limit=limit)
@@ -254,6 +268,13 @@ def _saved_settings(output: Path) -> RunConfig | None:
     from tfm_cli.training.run_settings import saved_settings
 
     return saved_settings(output)
+
+
+def _automatic_recipe(data: DataConfig, device: object, *, notes: list[str]) -> Recipe:
+    """Return the recipe that preset `auto` is for a text and a device, and add the reason."""
+    from tfm_cli.training.run_settings import automatic_recipe
+
+    return automatic_recipe(data, device, notes)
 
 
 def _pretrained_settings(directory: str) -> Overrides:

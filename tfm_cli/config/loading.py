@@ -2,15 +2,24 @@
 
 import dataclasses
 import json
+import math
 import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
-from tfm_cli.config.settings import INVERSE_SQRT, SECTIONS, WARMUP_STABLE_DECAY, RunConfig, Value
+from tfm_cli.config.presets import AUTO, PRESETS, SAMPLE, SAMPLE_RUN, SHARE_OF_WARMUP, Recipe
+from tfm_cli.config.settings import (
+    INVERSE_SQRT,
+    SECTIONS,
+    WARMUP_STABLE_DECAY,
+    DataConfig,
+    RunConfig,
+    Value,
+)
 from tfm_cli.config.validation import Problems, allowed_range, from_mapping, quoted, suggestion
 from tfm_cli.errors import ConfigError, plain_reason
 
@@ -33,41 +42,56 @@ _DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_MAX_KEY_PARTS
 Overrides = Mapping[str, Mapping[str, object]]
 
 
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """Functions that return what settings depend on beside the command line.
+
+    Args:
+        recipe: returns the recipe that `auto` is for some text and the name of a device, neither of
+            which has been checked; by default `auto` is the preset `tiny`.
+        pretrained: returns the settings of a pretrained model, by its directory; they replace
+            those of the preset.
+        file: returns the tables of a file; by default `read_toml`.
+        flag: returns the flag of a setting, or "": problems then name flags, except for settings
+            from the file or from `--set`.
+    """
+
+    recipe: Callable[[DataConfig, object], Recipe] | None = None
+    pretrained: Callable[[str], Overrides] | None = None
+    file: Callable[[Path], dict[str, Any]] | None = None
+    flag: Callable[[str], str] | None = None
+
+
 def resolve(
     *,
     preset: str | None = None,
     file: Path | None = None,
     assignments: Iterable[str] = (),
     flags: Overrides | None = None,
-    pretrained: Callable[[str], Overrides] | None = None,
     resumed: RunConfig | None = None,
-    read_file: Callable[[Path], dict[str, Any]] | None = None,
-    flag_of: Callable[[str], str] | None = None,
+    lookups: Lookups = Lookups(),
 ) -> RunConfig:
     """Return the settings of a run: default < preset < file < `--set` < flag.
 
     A run that is resumed has its own settings in place of the defaults.
 
     Args:
-        preset: name of a preset; by default the file's `preset`, or else `tiny`.
+        preset: name of a preset; by default the file's `preset`, or else `auto`.
         file: a TOML file with one table for each section.
         assignments: `section.name=value`, as `--set` takes them.
         flags: values by section and name, of the right type; None if not given.
-        pretrained: returns the settings of a pretrained model, by its directory; they replace
-            those of the preset.
         resumed: the settings of the run to resume.
-        read_file: returns the tables of a file; by default `read_toml`.
-        flag_of: returns the flag of a setting, or "": problems then name flags, except for
-            settings from the file or from `--set`.
+        lookups: see `Lookups`.
 
     Raises:
         ConfigError: a list of all unknown settings, with the nearest name, wrong types and values
             out of bounds.
     """
     problems = Problems()
-    from_file = (read_file or read_toml)(file) if file else {}
+    from_file = (lookups.file or read_toml)(file) if file else {}
     named_in_file = from_file.pop("preset", None)
     named = _checked_preset(preset or named_in_file, problems)
+    named = None if named == AUTO else named
     given: list[Mapping[str, Any]] = [
         from_file,
         _parse_assignments(assignments, problems),
@@ -82,21 +106,19 @@ def resolve(
             hint="give the text when you write the file: "
             "`tfm train -s SOURCE -t TARGET --dump-config > run.toml`",
         )
-    directory = _merged(given, Problems())["training"].get("pretrained_model")
     if resumed is not None:
         has_corpus = has_corpus or bool(resumed.data.source or resumed.data.pairs)
     chosen, layers = _preset_layers(named, has_corpus=has_corpus)
     if resumed is not None:
         chosen = chosen if named else resumed.preset
         layers = _resumed_layers(resumed, layers if named else [], given)
-    elif pretrained is not None and directory and isinstance(directory, str):
-        layers.append(pretrained(directory))
-    layers += given
-    merged = _merged(layers, problems)
+    elif has_corpus:
+        chosen, layers = _new_layers(named, chosen, layers, given, lookups)
+    merged = _merged([*layers, *given], problems)
     if resumed is None and _ends_by_time(merged["training"], _merged(given, Problems())):
         merged["training"]["max_updates"] = 0
     config = from_mapping({"preset": chosen, **merged}, problems)
-    if flag_of is not None:
+    if (flag_of := lookups.flag) is not None:
         in_text = _setting_names(from_file) | _setting_names(given[1])
         if named_in_file is not None and not preset:
             in_text.add("preset")
@@ -107,10 +129,10 @@ def resolve(
 
 def _checked_preset(name: object, problems: Problems) -> str | None:
     """Return the name of a preset that is given; None if there is none."""
-    if name is None or (isinstance(name, str) and name in (*PRESETS, SAMPLE)):
+    if name is None or (isinstance(name, str) and name in (AUTO, *PRESETS, SAMPLE)):
         return name
-    listed = ", ".join(f"`{known}`" for known in PRESETS)
-    near = suggestion(str(name), PRESETS)
+    listed = ", ".join(f"`{known}`" for known in (AUTO, *PRESETS))
+    near = suggestion(str(name), (AUTO, *PRESETS))
     problems.add("preset", f"must be one of {listed}, got {quoted(name)}{near}")
     return "tiny"
 
@@ -121,6 +143,41 @@ def _preset_layers(name: str | None, *, has_corpus: bool) -> tuple[str, list[Map
         return SAMPLE, [PRESETS["tiny"], SAMPLE_RUN]
     chosen = name or "tiny"
     return chosen, [PRESETS[chosen]]
+
+
+def _new_layers(
+    named: str | None,
+    preset: str,
+    layers: list[Mapping[str, Any]],
+    given: Sequence[Mapping[str, Any]],
+    lookups: Lookups,
+) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return the preset and its values for a new run, with a pretrained model or the text in mind.
+
+    A run that is short by its `max_updates` has a shorter warm-up, unless a preset was named.
+
+    Args:
+        named: the preset that was named; None for `auto`.
+        preset: that preset, or the default.
+        layers: its values.
+        given: the settings on the command line and in a file, which follow.
+        lookups: see `Lookups`.
+    """
+    tables = _merged(given, Problems())
+    directory = tables["training"].get("pretrained_model")
+    if lookups.pretrained is not None and directory and isinstance(directory, str):
+        return preset, [*layers, lookups.pretrained(directory)]
+    if lookups.recipe is None or named is not None:
+        return preset, layers
+    data = from_mapping({"data": tables["data"]}, Problems()).data
+    recipe = lookups.recipe(data, tables["training"].get("device", "auto"))
+    layers = [PRESETS[recipe.preset], recipe.changes]
+    updates = tables["training"].get("max_updates")
+    if isinstance(updates, int) and updates > 0:
+        usual = _merged(layers, Problems())["training"]["lr_warmup"]
+        assert isinstance(usual, int)
+        layers.append({"training": {"lr_warmup": min(usual, math.ceil(updates * SHARE_OF_WARMUP))}})
+    return recipe.preset, layers
 
 
 def _resumed_layers(

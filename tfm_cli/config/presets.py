@@ -1,4 +1,7 @@
-"""Presets: model shapes with a training recipe, and the run on the sample corpus."""
+"""Presets: model shapes with a training recipe, their choice by the text, and the sample run."""
+
+import math
+from typing import NamedTuple
 
 from tfm_cli.config.settings import Value
 
@@ -78,3 +81,64 @@ def preset_values(name: str, section: str) -> dict[str, Value]:
     if name == SAMPLE:
         return {**PRESETS["tiny"].get(section, {}), **SAMPLE_RUN.get(section, {})}
     return PRESETS[name].get(section, {})
+
+
+# The choice among the presets by the text, which is the default.
+AUTO = "auto"
+
+
+class Recipe(NamedTuple):
+    """A preset with changes, for a corpus of up to some number of pairs."""
+
+    max_pairs: float
+    preset: str
+    changes: dict[str, dict[str, Value]]
+    reason: str
+
+
+# On a CPU. Measured with up to 154,000 pairs, see docs/training.md; beyond that, the usual size of
+# a model for so much text, as far as a CPU trains it.
+CPU_RECIPES = (
+    Recipe(
+        10_000,
+        "tiny",
+        {
+            "tokenizer": {"vocab_size": 2000},
+            "model": {"dropout": 0.3},
+            "training": {"max_tokens": 1024, "lr_warmup": 300},
+        },
+        "little text needs a small vocabulary and more dropout",
+    ),
+    Recipe(
+        300_000,
+        "tiny",
+        {"training": {"lr_warmup": 300}},
+        "a small model learns the most in the first hours of a few cores",
+    ),
+    Recipe(math.inf, "small", {}, "so much text is worth a larger model, and days of a CPU"),
+)
+# On a GPU, by published recipes for corpora of that size; not measured.
+GPU_RECIPES = (
+    Recipe(10_000, "tiny", CPU_RECIPES[0].changes, CPU_RECIPES[0].reason),
+    Recipe(
+        50_000,
+        "tiny",
+        {"model": {"dropout": 0.3}},
+        "a larger model would memorize so little text",
+    ),
+    Recipe(
+        1_000_000,
+        "small",
+        {"model": {"dropout": 0.3}, "training": {"max_tokens": 4096}},
+        "a larger model would need more text",
+    ),
+    Recipe(20_000_000, "base", {}, "the size that Vaswani et al. trained on 4.5 million pairs"),
+    Recipe(math.inf, "big", {}, "the size that Vaswani et al. trained on 36 million pairs"),
+)
+SHARE_OF_WARMUP = 0.2  # of a run whose number of updates is given, at most
+
+
+def recipe_for(pairs: int, *, has_gpu: bool) -> Recipe:
+    """Return the recipe for training text of so many pairs."""
+    recipes = GPU_RECIPES if has_gpu else CPU_RECIPES
+    return next(recipe for recipe in recipes if pairs <= recipe.max_pairs)

@@ -1,4 +1,4 @@
-"""The settings that a run takes from the run to resume, or from a pretrained model.
+"""The settings that a run takes from the run to resume, a pretrained model or the size of its text.
 
 Nothing here imports NumPy or PyTorch.
 """
@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tfm_cli.config.loading import Overrides, to_mapping
-from tfm_cli.config.presets import preset_values
-from tfm_cli.config.settings import RunConfig
+from tfm_cli.config.presets import Recipe, preset_values, recipe_for
+from tfm_cli.config.settings import DataConfig, RunConfig
+from tfm_cli.console import counted
+from tfm_cli.corpus.size import estimated_pairs
+from tfm_cli.device import has_mps, num_gpus
 from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.model_directory.config_file import load_config
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Pretrained weights need few updates until the moments of the optimizer are estimated.
 FINE_TUNING_WARMUP = 200
+_USUAL_PAIRS = 100_000  # assumed of text that can be read only once
 
 
 def saved_settings(output: Path) -> RunConfig | None:
@@ -34,6 +38,29 @@ def pretrained_settings(directory: str) -> Overrides:
     tables = to_mapping(load_config(Path(directory)).settings)
     recipe = {"lr_warmup": FINE_TUNING_WARMUP}
     return {"model": tables["model"], "search": tables["search"], "training": recipe}
+
+
+def automatic_recipe(data: DataConfig, device: object, notes: list[str]) -> Recipe:
+    """Return the recipe that preset `auto` is for a text and a device.
+
+    Args:
+        data: the settings that name the text.
+        device: the name of the device.
+        notes: two lines are added: what was chosen, and why.
+    """
+    pairs = estimated_pairs(data)
+    has_gpu = device != "cpu" and (num_gpus() > 0 or has_mps())
+    recipe = recipe_for(_USUAL_PAIRS if pairs is None else pairs, has_gpu=has_gpu)
+    size = "text that cannot be counted" if pairs is None else counted(pairs, "pair")
+    changes = [
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for table in recipe.changes.values()
+        for name, value in table.items()
+    ]
+    changed = f" with {', '.join(changes)}" if changes else ""
+    notes.append(f"preset auto: `{recipe.preset}`{changed}")
+    notes.append(f"for {size} on a {'GPU' if has_gpu else 'CPU'}: {recipe.reason}")
+    return recipe
 
 
 def log_ignored(

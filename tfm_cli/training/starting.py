@@ -6,7 +6,7 @@ PyTorch is imported once everything that can be checked without it was checked.
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ class StartOptions:
         allow_change: permit changes of settings that may change on request.
         name_of: returns the name of a setting in messages, such as its flag.
         more_inputs: files that are read, beside those in the settings.
+        notes: lines to log before training, once the inputs were checked.
         tensorboard: directory for TensorBoard's event file; None for none.
         stop: returns True if the run should stop, called between updates; None to stop it by
             signals.
@@ -43,6 +44,7 @@ class StartOptions:
     allow_change: bool = False
     name_of: Callable[[str], str]
     more_inputs: tuple[Path, ...] = ()
+    notes: Sequence[str] = ()
     tensorboard: Path | None = None
     stop: Callable[[], bool] | None = None
 
@@ -87,6 +89,8 @@ def start(
             if is_alone and (stopped := _finished(config, output)):
                 return stopped
             raise
+        for note in options.notes:
+            logger.info("%s", note)
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is given: training on the sample corpus, preset `%s`",
