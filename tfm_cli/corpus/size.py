@@ -48,8 +48,8 @@ def _extrapolated(stream: Any, file: BinaryIO, size: int, limit: int) -> int:
         size: the size of the file in bytes.
         limit: the number of its bytes after which the rest is estimated.
     """
-    lines = 0
-    last = b"\n"
+    lines: int = 0
+    last: bytes = b"\n"
     while chunk := stream.read1(_CHUNK):
         lines, last = lines + chunk.count(b"\n"), chunk[-1:]
         if limit < file.tell() < size:
