@@ -142,6 +142,30 @@ def test_even_share_of_a_head_is_asked_for_with_rotary_positions_only() -> None:
     assert problems_of({"model": {"width": 12, "heads": 4, "positions": "learned"}}) == []
 
 
+@pytest.mark.parametrize(
+    ("training", "needed"),
+    [
+        ({"consistency": "r-drop"}, "dropout"),
+        ({"consistency": "simcut", "token_cutoff": 0.0}, "dropout or training.token_cutoff"),
+    ],
+)
+def test_consistency_training_needs_two_different_views(
+    training: dict[str, Any], needed: str
+) -> None:
+    method = training["consistency"]
+    tables = {"model": {"dropout": 0.0}, "training": training}
+
+    assert problems_of(tables) == [
+        f"training.consistency: must be `none` without {needed}, got `{method}`: "
+        "both computations would be the same"
+    ]
+    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
+        assert problems_of({**tables, "model": {"dropout": 0.0, name: 0.1}}) == []
+    without = {"model": {"dropout": 0.0}}
+    assert problems_of({**without, "training": {"consistency": "simcut"}}) == []
+    assert problems_of({**without, "training": {"token_cutoff": 0.0}}) == []
+
+
 def test_all_problems_are_told_at_once() -> None:
     problems = Problems()
     from_mapping({"model": {"widht": 5, "heads": 0}, "training": {"seed": -1}}, problems)

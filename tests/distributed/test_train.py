@@ -126,6 +126,21 @@ def test_r52_processes_cut_words_alike(text: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_with_consistency_training_match_one_process(
+    strategy: str, text: list[str], tmp_path: Path
+) -> None:
+    more = ["--consistency", "simcut", "--token-cutoff", "0.1"]
+    learn(text, tmp_path / "one", *more, "--update-freq", "2", world_size=1, updates=10)
+
+    strategies = ["--set", f"parallel.strategy={strategy}"]
+    learn(text, tmp_path / "model", *more, *strategies, updates=10)
+
+    assert all(line["consistency"] > 0 for line in facts(tmp_path / "one") if "ppl" in line)
+    assert_equal_runs(tmp_path / "model", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_ranks_with_sharded_weights_match_one_process(
     text: list[str], alone: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.model.small_transformers import transformer as transformer_of
-from tfm_cli.model.dropout import Dropout, Noise, WordDropout
+from tfm_cli.model.dropout import Dropout, Noise, WordDropout, token_mask
 
 
 def noise(key: int) -> Noise:
@@ -262,5 +262,28 @@ def test_word_dropout_of_a_part_of_a_batch_is_that_of_the_whole() -> None:
         shared.seed(5)
         with shared.part(start, stop, of=7):
             parts.append(dropout(x[start:stop]))
+
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_token_mask_hides_its_share_of_tokens_and_scales_none() -> None:
+    mask = token_mask(torch.zeros(300, 100, dtype=torch.int64), 0.2, noise(7))
+
+    assert mask.shape == (300, 100, 1)
+    assert mask.dtype == torch.bool
+    rate = 51 / 256  # 0.2, rounded
+    share = float((~mask).double().mean())
+    # Four standard deviations of a mean of 30,000 draws.
+    assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / 30_000)
+
+
+def test_token_mask_of_a_part_of_a_batch_is_that_of_the_whole() -> None:
+    ids, shared = torch.zeros(7, 5, dtype=torch.int64), noise(5)
+    whole, parts = token_mask(ids, 0.4, shared), []
+
+    for start, stop in ((0, 3), (3, 7)):
+        shared.seed(5)
+        with shared.part(start, stop, of=7):
+            parts.append(token_mask(ids[start:stop], 0.4, shared))
 
     assert torch.equal(torch.cat(parts), whole)

@@ -130,6 +130,19 @@ def test_dropout_of_0_is_left_out_so_that_older_versions_read_the_model(tmp_path
     assert load_config(tmp_path).settings.model.attention_dropout == 0
 
 
+def test_consistency_training_is_left_out_unless_it_is_used(tmp_path: Path) -> None:
+    names = {"consistency", "consistency_alpha", "token_cutoff"}
+    used = RunConfig(training=TrainingConfig(consistency="simcut", token_cutoff=0.25))
+    saved = []
+    for config in (RunConfig(), used):
+        save_config(tmp_path, config, TokenizerPair.joint(tokenizer()))
+        assert load_config(tmp_path).settings == config
+        saved.append(json.loads((tmp_path / "config.json").read_bytes())["settings"]["training"])
+
+    assert not names & set(saved[0])
+    assert names & set(saved[1]) == {"consistency", "token_cutoff"}
+
+
 def test_two_tokenizers_are_saved_and_loaded(tmp_path: Path) -> None:
     pair = TokenizerPair(tokenizer("a b c"), tokenizer("v w x y z"))
     apart = dataclasses.replace(CONFIG, model=ModelConfig(tied_embeddings=2))

@@ -52,7 +52,8 @@ DECIDES = {
     "training": {"pretrained_model", "max_tokens", "learn_rate", "lr_warmup", "schedule",
                  "decay_ratio", "label_smoothing",
                  "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "clip_norm",
-                 "ema_decay", "seed", "precision"},
+                 "ema_decay", "seed", "precision", "consistency", "consistency_alpha",
+                 "token_cutoff"},
     "validation": {"metrics", "tokenize", "beam_size"},
     "parallel": set(),
     "search": {"length_penalty", "length_norm", "early_stopping", "renormalize",
@@ -64,6 +65,7 @@ ON_REQUEST = {
     "training.max_tokens", "training.learn_rate", "training.lr_warmup",
     "training.schedule", "training.decay_ratio",
     "training.label_smoothing", "training.weight_decay", "training.clip_norm",
+    "training.consistency", "training.consistency_alpha", "training.token_cutoff",
 }  # fmt: skip
 
 

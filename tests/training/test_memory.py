@@ -11,6 +11,7 @@ from tfm_cli.corpus.batch import Batch
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training import memory
+from tfm_cli.training.consistency import Consistency
 from tfm_cli.training.memory import (
     fit_micro_batch,
     initial_micro_batch,
@@ -105,6 +106,27 @@ def test_micro_batch_is_halved_until_it_fits(
     assert result.micro_batch == 50
     assert result == dataclasses.replace(which, micro_batch=50)
     assert "cpu: out of memory; using micro-batches of 50 target tokens" in caplog.text
+
+
+def test_micro_batches_of_consistency_training_are_tried_with_both_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def embedded(module: Any, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        rows.append(len(out))
+
+    rows: list[int] = []
+    which, transformer = sampler(store()), model()
+    transformer.target_embedding.register_forward_hook(embedded)
+    tried = limited(0, monkeypatch)  # the plain loss is not computed
+
+    fit_micro_batch(
+        which, transformer, may_shrink=True, device=CPU, dtype=torch.float32,
+        consistency=Consistency(method="r-drop", alpha=5.0),
+    )  # fmt: skip
+
+    assert tried == []
+    largest = [len(batch.source) for batch in largest_micro_batches(which)]
+    assert rows == [2 * count for count in largest for _ in ("source", "target")]
 
 
 def test_explicit_micro_batch_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,8 @@ COMMAND = Command(
         "Optimization": (
             "training.max_tokens", "training.update_freq", "training.learn_rate",
             "training.lr_warmup", "training.schedule", "training.decay_ratio",
-            "training.label_smoothing", "training.seed",
+            "training.label_smoothing", "training.consistency", "training.consistency_alpha",
+            "training.token_cutoff", "training.seed",
         ),
         "Validation and checkpoints": (
             "validation.freq", "validation.early_stopping", "validation.metrics",

@@ -455,7 +455,7 @@ class TrainingConfig(Section):
     micro_batch: int = opt(
         0,
         "Target tokens of a batch that are computed at once, padding included; 0 takes 2048 on a "
-        "CPU, and on a GPU as many as fit its memory.",
+        "CPU, or 1024 with consistency training, and on a GPU as many as fit its memory.",
         ge=0,
         le=10_000_000,
         may_change=True,
@@ -496,6 +496,29 @@ class TrainingConfig(Section):
     label_smoothing: float = opt(
         0.1,
         "Probability mass spread over the whole vocabulary.",
+        ge=0,
+        lt=1,
+        may_change="on request",
+    )
+    consistency: str = opt(
+        "none",
+        "Consistency training, which computes each pair twice: once more with other dropout "
+        "(r-drop), or with some embeddings set to zero (simcut), and penalizes the divergence of "
+        "the two predictions.",
+        choices=("none", "r-drop", "simcut"),
+        may_change="on request",
+    )
+    consistency_alpha: float = opt(
+        0.0,
+        "Weight of that divergence; 0 is the default of the method, 5 with r-drop and 3 with "
+        "simcut.",
+        ge=0,
+        le=1000,
+        may_change="on request",
+    )
+    token_cutoff: float = opt(
+        0.05,
+        "Share of the source and target tokens whose embeddings simcut sets to zero.",
         ge=0,
         lt=1,
         may_change="on request",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from tfm_cli.config.settings import (
+    DROPOUT_SETTINGS,
     NORMALIZATION_RULES,
     SECTIONS,
     DataConfig,
@@ -163,6 +164,7 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
     if config.data.subword_sampling != "none" and kind in ("char", "word") and not has_tokenizers:
         reason = f"must be unigram or bpe with data.subword_sampling, got {quoted(kind)}"
         problems.add("tokenizer.model_type", f"{reason}: it cuts text in one way only")
+    _check_consistency(config, problems)
     if not _DEVICE.fullmatch(config.training.device):
         reason = f"must be auto, cpu, cuda, cuda:N or mps, got {quoted(config.training.device)}"
         problems.add("training.device", reason)
@@ -170,6 +172,17 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
         duration_seconds(config.training.max_time)
     except ValueError as error:
         problems.add("training.max_time", str(error))
+
+
+def _check_consistency(config: RunConfig, problems: Problems) -> None:
+    """Add a problem if consistency training would compare two equal computations."""
+    method = config.training.consistency
+    is_random = any(getattr(config.model, name) for name in DROPOUT_SETTINGS)
+    if method == "none" or is_random or (method == "simcut" and config.training.token_cutoff):
+        return
+    needed = "dropout" if method == "r-drop" else "dropout or training.token_cutoff"
+    reason = f"must be `none` without {needed}, got {quoted(method)}"
+    problems.add("training.consistency", f"{reason}: both computations would be the same")
 
 
 def duration_seconds(text: str) -> float | None:

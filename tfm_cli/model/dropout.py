@@ -138,3 +138,12 @@ class WordDropout(nn.Module):
             return embeddings
         tokens: Tensor = self._dropout(torch.ones_like(embeddings[..., :1]))  # (B, T, 1)
         return embeddings * tokens
+
+
+def token_mask(ids: Tensor, rate: float, noise: Noise) -> Tensor:
+    """Return a mask (B, T, 1) of ids (B, T): False for a share of `rate` of the tokens.
+
+    Each token is drawn by itself, and rates are rounded, as in `WordDropout`.
+    """
+    kept: Tensor = Dropout(rate, noise)(torch.ones((*ids.shape, 1), device=ids.device))
+    return kept != 0

@@ -185,10 +185,19 @@ class Transformer(nn.Module):
         """
         return self.logits(self.decode(target, self.encode(source, source_keep), source_keep))
 
-    def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
-        """Return the encoder's output, the memory (B, S, D), for source ids (B, S)."""
+    def encode(
+        self, source: Tensor, source_keep: Tensor | None, *, visible: Tensor | None = None
+    ) -> Tensor:
+        """Return the encoder's output, the memory (B, S, D), for source ids (B, S).
+
+        Args:
+            source: as for `forward`.
+            source_keep: as for `forward`.
+            visible: (B, S, 1), False where the embedding of a token is zeroed; None for no token.
+        """
         embedding = self.source_embedding or self.target_embedding
-        x = self._embed("source", source, embedding, self.source_positions)  # (B, S, D)
+        positions = self.source_positions
+        x = self._embed("source", source, embedding, positions, visible=visible)  # (B, S, D)
         for layer in self.encoder_layers:
             x = self._through(layer, x, source_keep)
         x = x if self.encoder_norm is None else self.encoder_norm(x)
@@ -196,10 +205,24 @@ class Transformer(nn.Module):
             self.record(**{"encoder.output": x})
         return x
 
-    def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
-        """Return hidden states (B, T, D) of target ids (B, T), with causal self-attention."""
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        source_keep: Tensor | None,
+        *,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Return hidden states (B, T, D) of target ids (B, T), with causal self-attention.
+
+        Args:
+            target: as for `forward`.
+            memory: the encoder's output, (B, S, D).
+            source_keep: as for `forward`.
+            visible: (B, T, 1), False where the embedding of a token is zeroed; None for no token.
+        """
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self._embed_target(target)  # (B, T, D)
+        x = self._embed_target(target, visible=visible)  # (B, T, D)
         for layer in self.decoder_layers:
             x = self._through(layer, x, memory, source_keep, causal)
         x = x if self.decoder_norm is None else self.decoder_norm(x)
@@ -278,9 +301,12 @@ class Transformer(nn.Module):
         )
         return recomputed
 
-    def _embed_target(self, target: Tensor, start: int = 0) -> Tensor:
+    def _embed_target(
+        self, target: Tensor, start: int = 0, *, visible: Tensor | None = None
+    ) -> Tensor:
         """Return the decoder's input (B, T, D) for ids (B, T) at positions from `start`."""
-        return self._embed("target", target, self.target_embedding, self.target_positions, start)
+        embedding, positions = self.target_embedding, self.target_positions
+        return self._embed("target", target, embedding, positions, start, visible=visible)
 
     def _embed(
         self,
@@ -289,9 +315,13 @@ class Transformer(nn.Module):
         embedding: nn.Embedding,
         positions: nn.Module | None,
         start: int = 0,
+        *,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Return the first layer's input (B, T, D) for ids (B, T) at positions from `start`."""
         embedded = self.word_dropout(embedding(ids) * self.embedding_scale)  # (B, T, D)
+        if visible is not None:
+            embedded = embedded * visible
         x = embedded if positions is None else positions(embedded, start)
         if self.record is not None:
             self.record(**{f"{side}.embedding": embedded, f"{side}.input": x})

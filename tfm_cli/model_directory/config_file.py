@@ -67,6 +67,9 @@ _LATER_SETTINGS: dict[str, Value] = {
     "subword_alpha": 0.0,
     "schedule": "inverse-sqrt",
     "decay_ratio": 0.2,
+    "consistency": "none",
+    "consistency_alpha": 0.0,
+    "token_cutoff": 0.05,
 }
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",

@@ -28,6 +28,7 @@ class Logged:
     tokens_per_second: float  # target tokens, validation excluded
     gradient_norm: float
     seconds: float  # trained so far, over all runs
+    consistency: float | None = None  # divergence per target token, with consistency training
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,7 @@ class _Loop:
         state, last = self.state, self.statistics.last
         assert last is not None
         tokens = state.window_tokens
+        has_divergence = self.parallel_model.consistency is not None
         event = Logged(
             update=state.update,
             epoch=state.epoch + 1,
@@ -231,7 +232,9 @@ class _Loop:
             tokens_per_second=tokens / max(state.window_seconds, 1e-9),
             gradient_norm=float(last.gradient_norm),
             seconds=state.train_seconds,
+            consistency=state.window_divergence / tokens if has_divergence and tokens else None,
         )
+        state.window_divergence = 0.0
         state.window_nll, state.window_tokens, state.window_seconds = 0.0, 0, 0.0
         return event
 

@@ -62,11 +62,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         vocab_size = weight.shape[0]
-        budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
-        rows = max(_MIN_ROWS, budget // vocab_size)
         pads = compiles_sizes(hidden)
-        if pads:
-            rows = round_down_rows(rows)
+        rows = chunk_rows(hidden, vocab_size)
         exact = torch.promote_types(weight.dtype, torch.float32)  # for sums and exponentials
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
@@ -99,7 +96,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 part = hidden_gradient[start : start + rows]
                 part.copy_(((exponentials @ weight) / total)[:count])  # (C, D)
                 part -= (1 - smoothing) * weight[y] + smoothing * mean_weight
-                _add_product(weight_gradient, exponentials.t(), padded / total)
+                add_product(weight_gradient, exponentials.t(), padded / total)
                 if bias_gradient is not None:
                     bias_gradient += exponentials.t() @ total[:, 0].reciprocal()  # (V,)
         if weight_gradient is not None:
@@ -122,7 +119,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def chunk_rows(hidden: Tensor, vocab_size: int) -> int:
+    """Return the number of rows of logits that are computed at once from hidden states."""
+    budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
+    rows = max(_MIN_ROWS, budget // vocab_size)
+    return round_down_rows(rows) if compiles_sizes(hidden) else rows
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to `total`; under autocast, the product has lower precision."""
     if torch.is_autocast_enabled(total.device.type):
         total += left @ right

@@ -18,6 +18,12 @@ from tfm_cli.model.precision import autocast, ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.batches import BatchSampler
+from tfm_cli.training.consistency import (
+    NUM_VIEWS,
+    Consistency,
+    consistency_loss,
+    consistency_of,
+)
 from tfm_cli.training.parallel_model import batch_loss, undo_compilation
 
 logger = logging.getLogger(__name__)
@@ -53,7 +59,9 @@ def initial_micro_batch(settings: TrainingConfig, device: torch.device, *, befor
     """
     if settings.micro_batch:
         return settings.micro_batch
-    return CPU_MICRO_BATCH if device.type == "cpu" else before or settings.max_tokens
+    if device.type != "cpu":
+        return before or settings.max_tokens
+    return CPU_MICRO_BATCH if consistency_of(settings) is None else CPU_MICRO_BATCH // NUM_VIEWS
 
 
 def fit_micro_batch(
@@ -64,6 +72,7 @@ def fit_micro_batch(
     has_moments: bool = False,
     device: torch.device,
     dtype: torch.dtype,
+    consistency: Consistency | None = None,
 ) -> BatchSampler:
     """Return the sampler with a micro-batch size that fits into memory.
 
@@ -77,6 +86,7 @@ def fit_micro_batch(
         has_moments: the optimizer's moments are in memory already.
         device: the device of the model.
         dtype: precision of the matrix products.
+        consistency: the consistency training; None for none.
 
     Raises:
         ResourceError: the micro-batch does not fit, or not even a single pair does.
@@ -85,7 +95,7 @@ def fit_micro_batch(
         batches = largest_micro_batches(sampler)
         try:
             for batch in batches:
-                _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
+                _try(model, batch, consistency, has_moments=has_moments, device=device, dtype=dtype)
             return sampler
         except (RuntimeError, MemoryError) as error:
             model.zero_grad(set_to_none=True)
@@ -134,13 +144,22 @@ def out_of_memory_error(device: torch.device) -> ResourceError:
 
 
 def _try(
-    model: Transformer, batch: Batch, *, has_moments: bool, device: torch.device, dtype: torch.dtype
+    model: Transformer,
+    batch: Batch,
+    consistency: Consistency | None,
+    *,
+    has_moments: bool,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     num_moments = 0 if has_moments else 2  # Adam's mean and variance
     moments = [torch.empty_like(p) for p in model.parameters() for _ in range(num_moments)]
     model.noise.seed(0, device)
     with autocast(device, dtype):
-        loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)
+        if consistency is None:
+            loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)
+        else:
+            loss, *_ = consistency_loss(model, batch.to(device), consistency, label_smoothing=0.1)
     loss.backward()  # type: ignore[no-untyped-call]  # PyTorch declares it without types
     model.zero_grad(set_to_none=True)
     del moments

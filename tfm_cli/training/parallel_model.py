@@ -19,6 +19,7 @@ from tfm_cli.parallel.data_parallel import (
     distribute,
     full_tensor,
 )
+from tfm_cli.training.consistency import NUM_VIEWS, Consistency, consistency_loss
 from tfm_cli.training.loss import cross_entropy
 from tfm_cli.training.optimizer import MovingAverage
 
@@ -49,14 +50,21 @@ def batch_loss(
 class Objective(nn.Module):
     """The training loss as a module."""
 
-    def __init__(self, model: Transformer, label_smoothing: float) -> None:
+    def __init__(
+        self, model: Transformer, label_smoothing: float, consistency: Consistency | None
+    ) -> None:
         super().__init__()
         self.model = model
         self._label_smoothing = label_smoothing
+        self._consistency = consistency
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and the summed negative log-likelihood, both scalars."""
-        return batch_loss(self.model, batch, label_smoothing=self._label_smoothing)
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the results of `ParallelModel.loss`."""
+        smoothing = self._label_smoothing
+        if self._consistency is not None:
+            return consistency_loss(self.model, batch, self._consistency, label_smoothing=smoothing)
+        loss, nll = batch_loss(self.model, batch, label_smoothing=smoothing)
+        return loss, nll, None
 
 
 class ParallelModel:
@@ -66,6 +74,7 @@ class ParallelModel:
         model: moved to `device`; with several processes it gets the weights of rank 0, and with
             `fsdp` its parameters become shards. The optimizer must be made after this.
         label_smoothing: see `cross_entropy`.
+        consistency: the consistency training; None for none.
         strategy: `auto`, `ddp` or `fsdp`.
         parallel: the processes.
         device: the device that computes.
@@ -77,6 +86,7 @@ class ParallelModel:
         model: Transformer,
         *,
         label_smoothing: float,
+        consistency: Consistency | None = None,
         strategy: str = "auto",
         parallel: Parallel | None = None,
         device: torch.device | None = None,
@@ -86,6 +96,7 @@ class ParallelModel:
         self.parallel = parallel or Parallel()
         self.device = device or torch.device("cpu")
         self.dtype = dtype
+        self.consistency = consistency
         self._unsharded: Transformer | None = None
         self.is_sharded = strategy == "fsdp" and self.parallel.world_size > 1
         if self.is_sharded:
@@ -93,21 +104,27 @@ class ParallelModel:
         else:  # shards are moved one by one: the whole may be too large for a device
             model.to(self.device)
         self._objective = distribute(
-            Objective(model, label_smoothing),
+            Objective(model, label_smoothing, consistency),
             layers=[*model.encoder_layers, *model.decoder_layers],
             strategy="fsdp" if self.is_sharded else "ddp",
             parallel=self.parallel,
             device=self.device,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and the summed negative log-likelihood of a batch on the device.
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return sums over the target tokens of a batch on the device, all of them scalars.
 
-        Both are scalars.
+        They are the loss, the negative log-likelihood, and with consistency training the divergence
+        of the two views of each pair, else None.
         """
         with autocast(self.device, self.dtype):
-            loss, nll = self._objective(batch)
-        return loss, nll
+            loss, nll, divergence = self._objective(batch)
+        return loss, nll, divergence
+
+    @property
+    def num_views(self) -> int:
+        """Return the number of rows that the model computes for each pair of a batch."""
+        return 1 if self.consistency is None else NUM_VIEWS
 
     def accumulate_gradients(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Accumulate the gradients of a loss inside the block; `is_last` ends the update."""

@@ -233,6 +233,7 @@ class MetricsFile:
             fields |= {
                 "loss": event.loss,
                 "ppl": perplexity(event.loss),
+                **({} if event.consistency is None else {"consistency": event.consistency}),
                 "learn_rate": event.learn_rate,
                 "target_tokens_per_second": event.tokens_per_second,
                 "gradient_norm": event.gradient_norm,

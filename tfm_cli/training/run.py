@@ -41,6 +41,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training import checkpoint, run_directory
 from tfm_cli.training.artifacts import RunWriter
 from tfm_cli.training.batches import BatchSampler
+from tfm_cli.training.consistency import consistency_of
 from tfm_cli.training.data import Corpora, Pairs, load_corpora
 from tfm_cli.training.events import Changed, CheckpointDue, Event, Stopped, Updated
 from tfm_cli.training.initialization import (
@@ -269,6 +270,7 @@ def _fitted_sampler(
             has_moments=resume,
             device=device,
             dtype=parallel_model.dtype,
+            consistency=parallel_model.consistency,
         )
     return with_smallest_micro_batch(sampler, parallel)
 
@@ -286,6 +288,7 @@ def _parallel_model(
     return ParallelModel(
         model,
         label_smoothing=config.training.label_smoothing,
+        consistency=consistency_of(config.training),
         strategy=config.parallel.strategy,
         parallel=parallel,
         device=device,

@@ -62,6 +62,7 @@ class TrainState:
     max_positions_per_pass: int = 0  # the memory limit, of source and target; 0 for none
     # Sums since the last progress line, so that a resumed run logs the same next line.
     window_nll: float = 0.0  # summed negative log-likelihood
+    window_divergence: float = 0.0  # summed, of consistency training
     window_tokens: int = 0  # target tokens
     window_seconds: float = 0.0
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import DivergedError
 from tfm_cli.parallel import Parallel
@@ -71,12 +73,14 @@ class TrainingStatistics:
         """
         state = self._state
         pending, self._pending = self._pending, []
-        totals = self._parallel.all_sum([float(each.stats.nll) for each in pending])
-        for each, nll in zip(pending, totals, strict=True):
+        sums = [(float(each.stats.nll), _number(each.stats.divergence)) for each in pending]
+        totals = self._parallel.all_sum([value for pair in sums for value in pair])
+        for each, nll, divergence in zip(pending, totals[::2], totals[1::2], strict=True):
             stats, loss = each.stats, nll / each.stats.target_tokens
             if stats.is_finite():
                 state.nonfinite_in_a_row = 0
                 state.window_nll += nll
+                state.window_divergence += divergence
                 is_far_off = not loss <= self._max_loss
                 state.high_loss_in_a_row = state.high_loss_in_a_row + 1 if is_far_off else 0
                 self._check_loss(stats.number, loss)
@@ -129,3 +133,7 @@ class TrainingStatistics:
             count=self._state.nonfinite_attempts,
             is_retried=pending.is_retried,
         )
+
+
+def _number(scalar: Tensor | None) -> float:
+    return 0.0 if scalar is None else float(scalar)

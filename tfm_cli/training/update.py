@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class UpdateStats:
     nll: Tensor  # scalar: summed negative log-likelihood on this rank
     gradient_norm: Tensor  # scalar, before clipping
     learn_rate: float
+    divergence: Tensor | None = None  # scalar: summed on this rank, of consistency training
 
     def is_finite(self) -> bool:
         """Return True if the gradient is finite, False if the update was skipped.
@@ -88,10 +90,17 @@ def update(
     key = ("dropout", options.seed, options.number)
     retried = (options.attempt,) if options.attempt else ()
     keys = [random_key(*key, each.number, *retried) for each in batches.micro_batches]
-    nll = gradients.accumulate(batches.micro_batches, keys)
+    sums = gradients.accumulate(batches.micro_batches, keys)
     parallel_model.all_reduce_gradients()
     norm = _clip(parallel_model.model, options.clip_norm)
-    stats = UpdateStats(options.number, batches.target_tokens, nll, norm, options.learn_rate)
+    stats = UpdateStats(
+        options.number,
+        batches.target_tokens,
+        sums.nll,
+        norm,
+        options.learn_rate,
+        sums.divergence,
+    )
     for group in optimizer.param_groups:
         group["lr"] = options.learn_rate
     if not options.wait_for_gradient:
@@ -105,6 +114,19 @@ def update(
     return stats
 
 
+class _Sums(NamedTuple):
+    """Sums over target tokens; see `ParallelModel.loss`."""
+
+    nll: Tensor
+    divergence: Tensor | None
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        nll = self.nll + other.nll
+        if self.divergence is None or other.divergence is None:
+            return _Sums(nll, None)
+        return _Sums(nll, self.divergence + other.divergence)
+
+
 @dataclass(frozen=True, slots=True)
 class _Gradients:
     """The gradients of an update, computed in micro-batches that fit into memory."""
@@ -113,26 +135,27 @@ class _Gradients:
     target_tokens: int
     memory_limit: MemoryLimit
 
-    def accumulate(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> Tensor:
-        """Accumulate gradients in the model, and return the summed negative log-likelihood.
+    def accumulate(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> _Sums:
+        """Accumulate gradients in the model, and return the sums over the target tokens.
 
         If memory does not suffice for a micro-batch, all gradients are computed again with a lower
         limit, since an interrupted backward pass leaves incomplete ones. Without sharding, ranks do
         not communicate here, so none waits for another that starts over.
         """
         while True:
-            nll = self._try_to_accumulate(micro_batches, keys)
-            if nll is not None:
-                return nll
+            sums = self._try_to_accumulate(micro_batches, keys)
+            if sums is not None:
+                return sums
             self.parallel_model.model.zero_grad(set_to_none=True)
             if self.parallel_model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _try_to_accumulate(
         self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]
-    ) -> Tensor | None:
-        """Return the summed NLL; if memory did not suffice, lower the limit and return None."""
-        total = torch.zeros((), device=self.parallel_model.device)
+    ) -> _Sums | None:
+        """Return the sums; if memory did not suffice, lower the limit and return None."""
+        zero = torch.zeros((), device=self.parallel_model.device)
+        total = _Sums(zero, None if self.parallel_model.consistency is None else zero)
         token_weight = self.parallel_model.num_averaged / self.target_tokens
         fault = math.nan if reach("gradient") == "nan" else 1.0
         for index, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), 1):
@@ -140,13 +163,13 @@ class _Gradients:
             with self.parallel_model.accumulate_gradients(is_last=index == len(micro_batches)):
                 for start, stop in self._split(batch):
                     weight = token_weight if micro_batch.counts else 0.0
-                    nll = self._backward(batch, start, stop, key, weight * fault)
-                    if nll is None:
+                    sums = self._backward(batch, start, stop, key, weight * fault)
+                    if sums is None:
                         device = self.parallel_model.device
                         self.memory_limit.lower(batch, stop - start, device)
                         return None
                     if micro_batch.counts:
-                        total = total + nll
+                        total = total.plus(sums)
         return total
 
     def _split(self, batch: Batch) -> list[tuple[int, int]]:
@@ -156,19 +179,23 @@ class _Gradients:
 
     def _backward(
         self, batch: Batch, start: int, stop: int, key: int, weight: float
-    ) -> Tensor | None:
-        """Add the gradients of some rows, and return their summed negative log-likelihood.
+    ) -> _Sums | None:
+        """Add the gradients of some rows, and return their sums.
 
         The result is None if memory does not suffice for them.
         """
         noise, num_rows = self.parallel_model.model.noise, len(batch.source)
+        views = self.parallel_model.num_views
         is_whole = stop - start == num_rows
         noise.seed(key, self.parallel_model.device)
         try:
             reach("micro_batch")
-            with contextlib.nullcontext() if is_whole else noise.part(start, stop, of=num_rows):
+            part = noise.part(views * start, views * stop, of=views * num_rows)
+            with contextlib.nullcontext() if is_whole else part:
                 rows = batch if is_whole else batch.rows(start, stop)
-                loss, nll = self.parallel_model.loss(rows.to(self.parallel_model.device))
+                loss, nll, divergence = self.parallel_model.loss(
+                    rows.to(self.parallel_model.device)
+                )
                 # `nll * 0` carries a non-finite loss into the gradient, where all ranks see it.
                 # PyTorch declares `backward` without types.
                 loss.backward(nll * 0 + weight)  # type: ignore[no-untyped-call]
@@ -178,7 +205,7 @@ class _Gradients:
             if self.parallel_model.is_sharded:  # the other ranks are in the same batch
                 raise out_of_memory_error(self.parallel_model.device) from error
             return None
-        return nll
+        return _Sums(nll, divergence)
 
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:
