@@ -249,10 +249,19 @@ def progress_display(
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    console = Console(stderr=True)
+
+    class ElapsedColumn(TimeElapsedColumn):
+        """The time so far, where the line has room for it and for a short bar."""
+
+        def render(self, task: Any) -> Any:
+            needed = display_width(task.description) + len(" ━━━━ 0:00:00")
+            return super().render(task) if needed <= console.width else Text()
 
     columns: list[Any] = [TextColumn("{task.description}", markup=False)]
-    columns += [BarColumn(bar_width=20), TimeElapsedColumn()]
-    console = Console(stderr=True)
+    columns += [BarColumn(bar_width=20), ElapsedColumn()]
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(title, total=None)
 

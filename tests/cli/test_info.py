@@ -38,6 +38,13 @@ def test_text_has_the_facts(model: Path, run_tfm: RunTfm) -> None:
     assert all(f"    sha256 {file.sha256}\n" in result.out for file in described.files)
     joined = "".join(result.out.split())
     assert all(signature in joined for signature in described.training.signatures.values())
+    versions = {
+        part
+        for signature in described.training.signatures.values()
+        for part in signature.split("|")
+        if part.startswith("version:")
+    }
+    assert all(part in result.out for part in versions)  # a signature is not cut inside a part
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "文" * 80, "é\n" * 30], ids=["long", "wide", "odd"])

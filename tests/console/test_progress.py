@@ -1,4 +1,5 @@
 import logging
+import re
 import sys
 
 import pytest
@@ -83,3 +84,25 @@ def test_on_a_terminal_it_is_a_bar(
     out, err = capsys.readouterr()
     assert out == ""
     assert "working: 1 [b]thing (50 %)" in err
+
+
+@pytest.mark.parametrize(("words", "has_room"), [("x" * 30, True), ("x" * 60, False)])
+def test_time_so_far_is_whole_or_left_out(
+    words: str,
+    has_room: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(logger, "isEnabledFor", lambda level: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    with progress_display("working", logger) as show:
+        show(words, 0.5)
+
+    frames = re.split(r"\r|\n", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err))
+    shown = [frame for frame in frames if "50 %" in frame]
+    assert shown
+    assert all(("0:00:00" in frame) == has_room for frame in shown)
+    assert not any("…" in frame for frame in shown)

@@ -50,7 +50,9 @@ def test_sample_is_spread_over_the_text() -> None:
 
 
 def test_names_are_those_of_sacrebleu() -> None:
-    assert tuple(sacrebleu.BLEU.TOKENIZERS) == BLEU_TOKENIZERS
+    known = tuple(sacrebleu.BLEU.TOKENIZERS)
+
+    assert known in (BLEU_TOKENIZERS, BLEU_TOKENIZERS[:-1])  # sacreBLEU 2.6 adds the last one
 
 
 @pytest.mark.parametrize("expected", ["zh", "char", "13a"])
@@ -121,7 +123,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(set(FILES) & set(SPM_MODELS)))
 def test_error_names_the_missing_file_and_its_address(name: str, offline: Path) -> None:
     with pytest.raises(ResourceError) as raised:
         corpus_scores(["a"], [["a"]], options=MetricOptions(tokenize=name))
@@ -134,7 +136,7 @@ def test_error_names_the_missing_file_and_its_address(name: str, offline: Path) 
     assert list(offline.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["flores101", "flores200", "spBLEU-1K"])
+@pytest.mark.parametrize("name", sorted({"flores101", "flores200", "spBLEU-1K"} & set(SPM_MODELS)))
 def test_tokenizer_with_its_file_is_used(
     name: str, offline: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -161,7 +163,7 @@ def test_other_tokenizers_need_nothing(name: str | None, offline: Path) -> None:
 def test_tokenizer_missing_from_an_older_sacrebleu_is_refused(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(SPM_MODELS, "spBLEU-1K")
+    monkeypatch.delitem(SPM_MODELS, "spBLEU-1K", raising=False)
 
     with pytest.raises(ConfigError, match=r"sacreBLEU [0-9.]+ has no tokenizer `spBLEU-1K`"):
         check_available("spBLEU-1K")

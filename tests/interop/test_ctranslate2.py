@@ -180,7 +180,7 @@ def test_without_ctranslate2_the_hint_names_the_package(
     with pytest.raises(ResourceError, match="CTranslate2 is not installed") as refused:
         write_ctranslate2(tmp_path, random_model(), quantization=None)
 
-    assert refused.value.hint == "install it with `pip install 'ctranslate2>=4.6'`"
+    assert refused.value.hint == "install it with `pip install 'ctranslate2>=4.6.3'`"
 
 
 def test_quantized_weights_keep_most_translations(tmp_path: Path) -> None:

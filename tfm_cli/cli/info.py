@@ -1,6 +1,7 @@
 """`tfm info`: the facts about a model that its directory records."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -187,6 +188,14 @@ def _folded(text: str, width: int) -> list[str]:
     """Return a text in lines that take at most this many columns of a terminal."""
     if console.display_width(text) <= width:
         return [text]
+    if " " not in text and "|" in text:  # a signature of sacreBLEU
+        words = re.split(r"(?<=\|)", text)
+        lines = [""]
+        for word in words:
+            if len(lines[-1] + word) > width:
+                lines.append("")
+            lines[-1] += word
+        return lines
     is_plain = console.display_width(text) == len(text)
     # Half as many characters of any width always fit.
     return textwrap.wrap(text, width if is_plain else width // 2, break_on_hyphens=False)
