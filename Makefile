@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test torture check lint fuzz fmt bench bench-translate bench-prepare bench-train
-.PHONY: bench-memory wheel golden clean
+.PHONY: bench-memory gpu wheel golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -72,6 +72,10 @@ bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, 
 # make bench-memory ARGS='--megabytes 10 1000 --workers 2'
 bench-memory: $(VENV)/.installed ## Measure the memory of translating, whatever comes in
 	$(BIN)/python tests/bench/memory.py $(ARGS)
+
+# make gpu ARGS='--budget 900', or ARGS='--device cpu --tiny' for a rehearsal without one
+gpu: $(VENV)/.installed-dev ## Test a GPU and measure it, in eight minutes; tables go to build/gpu
+	$(BIN)/python -m tests.gpu.proof build/gpu $(ARGS)
 
 # For older systems, with Zig as the compiler: make wheel GLIBC=2.17; -I, since pip hides what is installed
 GLIBC ?=

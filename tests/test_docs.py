@@ -39,6 +39,7 @@ OTHER_FLAGS = {
     "--echo", "--num-refs", "--encoding", "--paired-jobs", "--no-color", "--citation",
     # of benchmarks
     "--pairs", "--seconds", "--check", "--tricks", "--build", "--reference", "--threads",
+    "--tiny", "--budget", "--only",
     # of Marian
     "--dropout-src",
     # of TensorBoard
