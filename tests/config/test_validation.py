@@ -68,7 +68,8 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
         ),
         (
             {"model": {"norm": "psot"}},
-            "model.norm: must be one of `post`, `pre`, got `psot`; did you mean `post`?",
+            "model.norm: must be one of `post`, `pre`, `deepnorm`, got `psot`; did you mean "
+            "`post`?",
         ),
         (
             {"validation": {"metrics": ["bleu", "ter"]}},

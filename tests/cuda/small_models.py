@@ -17,6 +17,7 @@ SHAPES: list[dict[str, Any]] = [
     {"activation": "gelu", "positions": "learned", "tied_embeddings": 2, "output_bias": True},
     {"activation": "swish", "positions": "sinusoidal_halves", "tied_embeddings": 1},
     {"encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False, "norm": "pre"},
+    {"encoder_layers": 3, "norm": "deepnorm"},
 ]  # fmt: skip
 every_shape = pytest.mark.parametrize(
     "shape",

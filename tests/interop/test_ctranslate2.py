@@ -34,6 +34,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tokenizers": "separate", "tied_embeddings": 2},
     {"tokenizers": "vocabularies", "tied_embeddings": 0, "output_bias": True},
     {"tokenizers": "padless"},
+    {"norm": "deepnorm", "encoder_layers": 3, "decoder_layers": 2, "activation": "gelu"},
 ]  # fmt: skip
 
 

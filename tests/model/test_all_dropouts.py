@@ -147,7 +147,7 @@ def test_each_kind_changes_training_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swish", "swiglu"])
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
 def test_parts_of_a_batch_have_the_logits_of_the_whole(norm: str, activation: str) -> None:
     model = model_of(norm=norm, activation=activation, positions="rotary")
     model.noise.seed(3)

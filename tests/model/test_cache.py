@@ -135,7 +135,7 @@ def test_beams_share_the_memory_of_their_segment() -> None:
 @pytest.mark.parametrize("tied", [0, 2, 3])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
 @torch.inference_mode()
 def test_cached_logits_equal_teacher_forced_ones_while_beams_split_swap_and_end(
     norm: str, positions: str, activation: str, tied: int, depths: tuple[int, int]

@@ -308,7 +308,7 @@ def test_matrices_start_with_a_third_of_glorots_variance(activation: str) -> Non
             assert float(matrix.std()) == pytest.approx(bound / math.sqrt(3), rel=0.03), name
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
 def test_biases_start_at_zero_and_gains_at_one(norm: str) -> None:
     model = small_model(norm=norm)
 

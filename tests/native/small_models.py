@@ -94,7 +94,7 @@ def smalls(draw: st.DrawFn) -> Small:
         "width": width,
         "heads": heads if width == heads * head_width else 1,
         "feed_forward_width": draw(st.integers(1, 90)),
-        "norm": draw(st.sampled_from(["post", "pre"])),
+        "norm": draw(st.sampled_from(["post", "pre", "deepnorm"])),
         "positions": positions,
         "max_positions": MOST_POSITIONS,
         "activation": draw(st.sampled_from(["relu", "gelu", "swish", "swiglu"])),

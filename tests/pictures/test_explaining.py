@@ -41,6 +41,7 @@ LINES = [SENTENCE, "two four six eight", "eins zwei drei vier fünf", "one two o
 SHAPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "pre-norm, rotary, swiglu": {"norm": "pre", "positions": "rotary", "activation": "swiglu"},
+    "deepnorm": {"norm": "deepnorm", "encoder_layers": 3},
     "learned, untied": {"positions": "learned", "max_positions": 800, "tied_embeddings": 0},
     "uneven stacks": {
         "encoder_layers": 3, "decoder_layers": 1, "decoder_heads": 2,

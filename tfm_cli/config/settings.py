@@ -376,8 +376,9 @@ class ModelConfig(Section):
     )
     norm: str = opt(
         "post",
-        "Layer norm after each residual sub-layer (post), or before it (pre).",
-        choices=("post", "pre"),
+        "Layer norm after each residual sub-layer (post), or before it (pre); deepnorm is post "
+        "for deep stacks, with a scaled residual connection and initialization.",
+        choices=("post", "pre", "deepnorm"),
     )
     positions: str = opt(
         "sinusoidal",
@@ -679,6 +680,11 @@ SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "pre
 def is_rule_file(rule: str) -> bool:
     """Return True if a normalization rule is the path of a file, not a name."""
     return rule.lower().endswith(".tsv")
+
+
+def norm_name(norm: str) -> str:
+    """Return a value of `model.norm` as it is called in a text."""
+    return "DeepNorm" if norm == "deepnorm" else f"{norm}-norm"
 
 
 def legacy_defaults() -> dict[str, dict[str, Value]]:

@@ -67,6 +67,7 @@ class Residual:
     def __init__(self, add_and_norm: AddAndNorm) -> None:
         self._pre = add_and_norm.pre
         self._norm = add_and_norm.norm
+        self._alpha = add_and_norm.alpha
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input of the sub-layer for x (R, D)."""
@@ -75,6 +76,8 @@ class Residual:
 
     def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
         """Return x (R, D) plus the sub-layer's output (R, D), which may be in half precision."""
+        if self._alpha != 1:
+            sublayer = sublayer / self._alpha
         total = x + sublayer
         return total if self._pre else self._norm(total)
 

@@ -15,6 +15,7 @@ from tfm_cli.errors import ConfigError, ResourceError, install_extra
 from tfm_cli.files import durable
 from tfm_cli.interop.names import TensorName, tensor_names
 from tfm_cli.interop.tensors import export_positions
+from tfm_cli.model.deepnorm import post_norm_weights
 from tfm_cli.model.positions import SinusoidalPositions
 from tfm_cli.model_directory.weights import TrainedModel
 
@@ -128,6 +129,8 @@ def _variables(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
     """Return every weight by its path in the spec."""
     shape, pair = model.config.model, model.tokenizers
     weights = {name: value.detach().cpu() for name, value in model.transformer.state_dict().items()}
+    if shape.norm == "deepnorm":
+        weights = post_norm_weights(weights, shape.encoder_layers, shape.decoder_layers)
     parts: dict[str, list[Tensor]] = {}
     for name in tensor_names(shape):
         part = weights[name.tfm].chunk(name.parts)[name.part]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import tfm_cli
+from tfm_cli.config.settings import norm_name
 from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import durable
@@ -254,7 +255,7 @@ def _card(
     rows = [
         ("from", plain(origin)),
         ("weights", f"{code(imported.weights_file)}, SHA-256 {code(sha256)}"),
-        ("shape", f"{_summary(model)}, {shape.norm}-norm, {shape.positions} positions, "
+        ("shape", f"{_summary(model)}, {norm_name(shape.norm)}, {shape.positions} positions, "
                   f"{shape.activation}"),
         ("verified", plain(verified.removeprefix("verified "))),
         ("date", time.strftime("%Y-%m-%d")),

@@ -81,6 +81,15 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
 INITIAL_GAIN = 3**-0.5
 
 
+def initial_gains(beta: float | None) -> tuple[float, float]:
+    """Return the gains of the Glorot initialization: of queries, keys and gates, and of others.
+
+    Args:
+        beta: of DeepNorm; None for other norms.
+    """
+    return (INITIAL_GAIN, INITIAL_GAIN) if beta is None else (1.0, beta)
+
+
 class MultiHeadAttention(nn.Module):
     """H attention heads on projections of width E = D // H, concatenated and projected.
 
@@ -93,20 +102,26 @@ class MultiHeadAttention(nn.Module):
 
     record: Record | None = None  # see `recording`
 
-    def __init__(self, width: int, heads: int, dropout: Dropout | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: Dropout | None = None, *, beta: float | None = None
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"heads must divide the width, got {heads} and {width}")
         self.heads = heads
         self.dropout = dropout  # of the weights
+        self._beta = beta  # of DeepNorm
         self.projection = Linear(width, 3 * width)  # query, key, value
         self.output = Linear(width, width)
 
     def reset_parameters(self) -> None:
         """Apply Glorot initialization to each projection separately."""
-        for matrix in self.projection.weight.data.chunk(3):
-            nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)
-        nn.init.xavier_uniform_(self.output.weight, gain=INITIAL_GAIN)
+        gain, last = initial_gains(self._beta)
+        query, key, value = self.projection.weight.data.chunk(3)
+        for matrix in (query, key):
+            nn.init.xavier_uniform_(matrix, gain=gain)
+        for matrix in (value, self.output.weight):
+            nn.init.xavier_uniform_(matrix, gain=last)
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.output.bias)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention
+from tfm_cli.model.attention import MultiHeadAttention, initial_gains
 from tfm_cli.model.cache import LayerCache
+from tfm_cli.model.deepnorm import DeepNorm
 from tfm_cli.model.dropout import Dropout, Noise, optional_dropout
 from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
@@ -32,10 +33,11 @@ class LayerShape:
         heads: H, of each attention.
         feed_forward_width: F.
         dropout: rate of the dropout of sub-layer outputs.
-        norm: `post` as in the paper, or `pre`.
+        norm: `post` as in the paper, `pre` or `deepnorm`.
         activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
         attention_dropout: rate of the dropout of attention weights.
         activation_dropout: rate of the dropout inside the feed-forward layer.
+        deepnorm: the constants of the stack; None for other norms.
     """
 
     width: int
@@ -46,17 +48,28 @@ class LayerShape:
     activation: str
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
+    deepnorm: DeepNorm | None = None
 
     def attention(self, noise: Noise) -> MultiHeadAttention:
         """Return an attention of this shape."""
-        return MultiHeadAttention(
-            self.width, self.heads, optional_dropout(self.attention_dropout, noise)
-        )
+        dropout = optional_dropout(self.attention_dropout, noise)
+        return MultiHeadAttention(self.width, self.heads, dropout, beta=self._beta)
+
+    @property
+    def _beta(self) -> float | None:
+        return None if self.deepnorm is None else self.deepnorm.beta
 
     def feed_forward(self, noise: Noise) -> "FeedForward":
         """Return a feed-forward layer of this shape."""
         dropout = optional_dropout(self.activation_dropout, noise)
-        return FeedForward(self.width, self.feed_forward_width, self.activation, dropout)
+        return FeedForward(
+            self.width, self.feed_forward_width, self.activation, dropout, beta=self._beta
+        )
+
+    def add_and_norm(self, noise: Noise) -> "AddAndNorm":
+        """Return the residual connection around a sub-layer of this shape."""
+        alpha = 1.0 if self.deepnorm is None else self.deepnorm.alpha
+        return AddAndNorm(self.width, self.norm, self.dropout, noise, alpha=alpha)
 
 
 class FeedForward(nn.Module):
@@ -70,10 +83,17 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self, width: int, inner_width: int, activation: str, dropout: Dropout | None = None
+        self,
+        width: int,
+        inner_width: int,
+        activation: str,
+        dropout: Dropout | None = None,
+        *,
+        beta: float | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
+        self._beta = beta  # of DeepNorm
         self.dropout = dropout
         rows = 2 * inner_width if activation == "swiglu" else inner_width  # with the gate
         self.inner = Linear(width, rows)
@@ -81,9 +101,12 @@ class FeedForward(nn.Module):
 
     def reset_parameters(self) -> None:
         """Apply Glorot initialization, to the gate of SwiGLU separately."""
-        for matrix in self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1):
-            nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)
-        nn.init.xavier_uniform_(self.outer.weight, gain=INITIAL_GAIN)
+        *gate, inner = self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1)
+        gain, last = initial_gains(self._beta)
+        for matrix in gate:
+            nn.init.xavier_uniform_(matrix, gain=gain)
+        for matrix in (inner, self.outer.weight):
+            nn.init.xavier_uniform_(matrix, gain=last)
         nn.init.zeros_(self.inner.bias)
         nn.init.zeros_(self.outer.bias)
 
@@ -105,16 +128,23 @@ class AddAndNorm(nn.Module):
     """The residual connection around a sub-layer, with its dropout and layer norm.
 
     post: norm(x + dropout(sublayer(x))), as in the paper. pre: x + dropout(sublayer(norm(x))),
-    which trains deeper stacks without warm-up.
+    which trains deeper stacks without warm-up. deepnorm: norm(x + dropout(sublayer(x)) / alpha). As
+    a layer norm does not depend on the scale of its input, this is the paper's norm(alpha * x +
+    dropout(sublayer(x))), but for the constant that is added to the variance. So another
+    implementation can divide the last matrix of the sub-layer by alpha, and is then a post-norm.
 
-    Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
+    Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, arXiv:2002.04745;
+    DeepNorm: Wang et al. 2022, arXiv:2203.00555.
     """
 
     record: Record | None = None  # see `recording`
 
-    def __init__(self, width: int, norm: str, dropout: float, noise: Noise) -> None:
+    def __init__(
+        self, width: int, norm: str, dropout: float, noise: Noise, *, alpha: float = 1.0
+    ) -> None:
         super().__init__()
         self.pre = norm == "pre"
+        self.alpha = alpha
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout, noise)
 
@@ -129,6 +159,8 @@ class AddAndNorm(nn.Module):
 
     def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
         """Return x (B, T, D) plus the sub-layer's output (B, T, D)."""
+        if self.alpha != 1:
+            sublayer = sublayer / self.alpha
         total: Tensor = x + self.dropout(sublayer)
         output: Tensor = total if self.pre else self.norm(total)
         if self.record is not None:
@@ -142,9 +174,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
         self.self_attention = shape.attention(noise)
-        self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.self_attention_norm = shape.add_and_norm(noise)
         self.feed_forward = shape.feed_forward(noise)
-        self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.feed_forward_norm = shape.add_and_norm(noise)
         self.rotary = rotary
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
@@ -163,11 +195,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
         self.self_attention = shape.attention(noise)
-        self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.self_attention_norm = shape.add_and_norm(noise)
         self.cross_attention = shape.attention(noise)
-        self.cross_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.cross_attention_norm = shape.add_and_norm(noise)
         self.feed_forward = shape.feed_forward(noise)
-        self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.feed_forward_norm = shape.add_and_norm(noise)
         self.rotary = rotary
 
     def forward(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.cache import DecoderState
+from tfm_cli.model.deepnorm import deepnorm
 from tfm_cli.model.dropout import Dropout, Noise, WordDropout
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer, LayerShape
 from tfm_cli.model.positions import (
@@ -41,7 +42,7 @@ class TransformerShape:
         attention_dropout: rate of the dropout of attention weights.
         activation_dropout: rate of the dropout inside the feed-forward layers.
         word_dropout: rate of the dropout of whole embeddings, of source and target.
-        norm: `post` as in the paper, or `pre`.
+        norm: `post` as in the paper, `pre`, or `deepnorm` for deep stacks (see `deepnorm`).
         positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
             `SinusoidalPositions`), `learned` or `rotary`.
         max_positions: number of learned positions.
@@ -81,18 +82,21 @@ class TransformerShape:
     @property
     def encoder_layer(self) -> LayerShape:
         """Return the shape of the encoder's layers."""
-        return self._layer(self.heads, self.feed_forward_width)
+        return self._layer(0, self.heads, self.feed_forward_width)
 
     @property
     def decoder_layer(self) -> LayerShape:
         """Return the shape of the decoder's layers."""
         return self._layer(
+            1,
             self.decoder_heads or self.heads,
             self.decoder_feed_forward_width or self.feed_forward_width,
         )
 
-    def _layer(self, heads: int, feed_forward_width: int) -> LayerShape:
+    def _layer(self, stack: int, heads: int, feed_forward_width: int) -> LayerShape:
+        constants = deepnorm(self.encoder_layers, self.decoder_layers)[stack]
         return LayerShape(
+            deepnorm=constants if self.norm == "deepnorm" else None,
             width=self.width,
             heads=heads,
             feed_forward_width=feed_forward_width,

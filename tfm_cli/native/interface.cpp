@@ -39,7 +39,7 @@ void check_options(const TfmModelOptions& o) {
   check_range("decoder_feed_forward_width", o.decoder_feed_forward_width, 1, 1 << 20);
   check_range("source_vocab_size", o.source_vocab_size, 1, 1 << 24);
   check_range("target_vocab_size", o.target_vocab_size, 1, 1 << 24);
-  check_range("norm", o.norm, TFM_POST_NORM, TFM_PRE_NORM);
+  check_range("norm", o.norm, TFM_POST_NORM, TFM_DEEPNORM_NORM);
   check_range("activation", o.activation, TFM_RELU, TFM_SWIGLU);
   check_range("positions", o.positions, TFM_SINUSOIDAL, TFM_ROTARY);
   check_range("tied_embeddings", o.tied_embeddings, 0, 3);

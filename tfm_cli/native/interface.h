@@ -34,7 +34,7 @@ enum TfmStatus {
 };
 
 enum TfmPrecision { TFM_FP32 = 0, TFM_BF16 = 1, TFM_INT8 = 2 };
-enum TfmNorm { TFM_POST_NORM = 0, TFM_PRE_NORM = 1 };
+enum TfmNorm { TFM_POST_NORM = 0, TFM_PRE_NORM = 1, TFM_DEEPNORM_NORM = 2 };
 enum TfmActivation { TFM_RELU = 0, TFM_GELU = 1, TFM_SWISH = 2, TFM_SWIGLU = 3 };
 enum TfmPositions {
   TFM_SINUSOIDAL = 0, TFM_SINUSOIDAL_HALVES = 1, TFM_SINUSOIDAL_MARIAN = 2, TFM_LEARNED = 3,

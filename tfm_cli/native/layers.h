@@ -87,6 +87,7 @@ struct Scratch {
 };
 
 // A sub-layer f with its residual connection: norm(x + f(x)), or with `is_pre` x + f(norm(x)).
+// With DeepNorm, f is divided by alpha in its last matrix.
 // Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
 struct Residual {
   LayerNorm norm;

@@ -36,7 +36,7 @@ ABI = 2  # of `interface.h`
 OK, BAD_ARGUMENT, NO_MEMORY, NON_FINITE, STOPPED, DEFECT = range(6)
 
 PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}
-NORMS = {"post": 0, "pre": 1}
+NORMS = {"post": 0, "pre": 1, "deepnorm": 2}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "swish": 2, "swiglu": 3}
 POSITIONS = {
     "sinusoidal": 0, "sinusoidal_halves": 1, "sinusoidal_marian": 2, "learned": 3, "rotary": 4,

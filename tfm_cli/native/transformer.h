@@ -139,9 +139,10 @@ class Transformer {
   void expect(const std::string& name, int64_t rows, int64_t columns,
               std::function<void(const float*)> take);
   void expect_linear(const std::string& name, int64_t rows, int64_t columns,
-                     std::vector<std::pair<Linear*, int>> parts);
+                     std::vector<std::pair<Linear*, int>> parts, float factor = 1);
   void expect_residual(const std::string& name, Residual& residual);
-  void expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width);
+  void expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width,
+                           float factor);
   void expect_norm(const std::string& name, LayerNorm& norm);
   void expect_embeddings();
 
@@ -189,25 +190,33 @@ inline Transformer::Transformer(const TfmModelOptions& options) : settings(optio
   encoder.resize(options.encoder_layers);
   decoder.resize(options.decoder_layers);
   expect_embeddings();
+  // DeepNorm is norm(x + f(x) / alpha), so that alpha becomes a part of the last matrix of f.
+  // Source: Wang et al. 2022, arXiv:2203.00555, as in tfm_cli/model/deepnorm.py.
+  float encoder_factor = 1, decoder_factor = 1;
+  if (options.norm == TFM_DEEPNORM_NORM) {
+    const double N = options.encoder_layers, M = options.decoder_layers;
+    encoder_factor = float(1 / (0.81 * std::pow(N * N * N * N * M, 1.0 / 16)));
+    decoder_factor = float(1 / std::pow(3 * M, 0.25));
+  }
   for (int i = 0; i < options.encoder_layers; i++) {
     const std::string name = "encoder_layers." + std::to_string(i) + ".";
     EncoderLayer& layer = encoder[i];
     expect_linear(name + "self_attention.projection", 3 * D, D, {{&layer.self_attention.projection, 3 * D}});
-    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}});
+    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}}, encoder_factor);
     expect_residual(name + "self_attention_norm", layer.self_attention.residual);
-    expect_feed_forward(name, layer.feed_forward, options.encoder_feed_forward_width);
+    expect_feed_forward(name, layer.feed_forward, options.encoder_feed_forward_width, encoder_factor);
   }
   for (int i = 0; i < options.decoder_layers; i++) {
     const std::string name = "decoder_layers." + std::to_string(i) + ".";
     DecoderLayer& layer = decoder[i];
     CrossAttention& cross = layer.cross_attention;
     expect_linear(name + "self_attention.projection", 3 * D, D, {{&layer.self_attention.projection, 3 * D}});
-    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}});
+    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}}, decoder_factor);
     expect_residual(name + "self_attention_norm", layer.self_attention.residual);
     expect_linear(name + "cross_attention.projection", 3 * D, D, {{&cross.query, D}, {&cross.memory, 2 * D}});
-    expect_linear(name + "cross_attention.output", D, D, {{&cross.output, D}});
+    expect_linear(name + "cross_attention.output", D, D, {{&cross.output, D}}, decoder_factor);
     expect_residual(name + "cross_attention_norm", cross.residual);
-    expect_feed_forward(name, layer.feed_forward, options.decoder_feed_forward_width);
+    expect_feed_forward(name, layer.feed_forward, options.decoder_feed_forward_width, decoder_factor);
   }
   if (options.norm == TFM_PRE_NORM) {
     expect_norm("encoder_norm", encoder_norm);
@@ -220,25 +229,38 @@ inline void Transformer::expect(const std::string& name, int64_t rows, int64_t c
   tensors[name] = Tensor{rows, columns, std::move(take)};
 }
 
-// Pack a linear map whose rows are the concatenated rows of `parts`.
+// Pack a linear map whose rows are the concatenated rows of `parts`, multiplied by a factor.
 inline void Transformer::expect_linear(const std::string& name, int64_t rows, int64_t columns,
-                                       std::vector<std::pair<Linear*, int>> parts) {
+                                       std::vector<std::pair<Linear*, int>> parts, float factor) {
   const Precision precision = Precision(settings.precision);
-  expect(name + ".weight", rows, columns, [=](const float* data) {
+  // Return the values multiplied by the factor, in `buffer` unless it is 1.
+  const auto multiplied = [factor](const float* values, int64_t count, Vector<float>& buffer) {
+    if (factor == 1) return values;
+    buffer.resize(size_t(count));
+    for (int64_t i = 0; i < count; i++) buffer[size_t(i)] = values[i] * factor;
+    return static_cast<const float*>(buffer.data());
+  };
+  expect(name + ".weight", rows, columns, [=](const float* values) {
+    Vector<float> buffer;
+    const float* data = multiplied(values, rows * columns, buffer);
     int64_t from = 0;
     for (auto [linear, count] : parts) {
       linear->pack(arena, data + from * columns, count, (int)columns, precision);
       from += count;
     }
   });
-  tensors[name + ".weight"].take_int8 = [=](const int8_t* bytes, const float* scales) {
+  tensors[name + ".weight"].take_int8 = [=](const int8_t* bytes, const float* row_scales) {
+    Vector<float> buffer;
+    const float* scales = multiplied(row_scales, rows, buffer);
     int64_t from = 0;
     for (auto [linear, count] : parts) {
       linear->pack_int8(arena, bytes + from * columns, scales + from, count, (int)columns);
       from += count;
     }
   };
-  expect(name + ".bias", rows, 0, [=](const float* data) {
+  expect(name + ".bias", rows, 0, [=](const float* values) {
+    Vector<float> buffer;
+    const float* data = multiplied(values, rows, buffer);
     int64_t from = 0;
     for (auto [linear, count] : parts) {
       biases[linear].assign(data + from, data + from + count);
@@ -257,13 +279,14 @@ inline void Transformer::expect_residual(const std::string& name, Residual& resi
   expect_norm(name + ".norm", residual.norm);
 }
 
-inline void Transformer::expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width) {
+inline void Transformer::expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width,
+                                             float factor) {
   layer.activation = settings.activation;
   layer.width = D;
   layer.inner_width = inner_width;
   const int rows = settings.activation == TFM_SWIGLU ? 2 * inner_width : inner_width;
   expect_linear(name + "feed_forward.inner", rows, D, {{&layer.inner, rows}});
-  expect_linear(name + "feed_forward.outer", D, inner_width, {{&layer.outer, D}});
+  expect_linear(name + "feed_forward.outer", D, inner_width, {{&layer.outer, D}}, factor);
   expect_residual(name + "feed_forward_norm", layer.residual);
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tfm_cli.config.settings import norm_name
 from tfm_cli.console import one_line
 from tfm_cli.pictures import formulas
 from tfm_cli.pictures.arrays import Floats, Part
@@ -151,7 +152,7 @@ def _introduction(explanation: Explanation) -> list[Block]:
             f"{model.encoder_layers} encoder and {model.decoder_layers} decoder layers, d_model = "
             f"{model.width}, h = {model.encoder_heads} heads with d_k = d_v = "
             f"{model.width // model.encoder_heads}, d_ff = {model.encoder_feed_forward_width}, "
-            f"{model.norm}-norm, {model.parameters:,} parameters.",
+            f"{norm_name(model.norm)}, {model.parameters:,} parameters.",
             (model.name,),
         ),
         Prose(
@@ -753,9 +754,9 @@ def _add_add_and_norm(shown: Shown) -> None:
     blocks: list[Block] = [
         Prose(
             "Each sub-layer adds its result to the residual stream of a token; the norm "
-            f"({model.norm}-norm) brings the numbers of each token to one mean and one deviation, "
-            "then scales them by its gain and bias. The feed-forward layer works on each token "
-            "alone."
+            f"({norm_name(model.norm)}) brings the numbers of each token to one mean and one "
+            "deviation, then scales them by its gain and bias. The feed-forward layer works on "
+            "each token alone."
         ),
         formulas.add_and_norm(model.norm, activation),
         Prose(

@@ -35,7 +35,7 @@ class ModelFacts:
         width: D, d_model.
         encoder_heads, decoder_heads: H; the width of a head, d_k, is D // H.
         encoder_feed_forward_width, decoder_feed_forward_width: d_ff.
-        norm: `post` as in the paper, or `pre`.
+        norm: `post` as in the paper, `pre` or `deepnorm`.
         positions: `sinusoidal` as in the paper, `sinusoidal_halves`, `sinusoidal_marian`,
             `learned` or `rotary`.
         activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
@@ -193,7 +193,7 @@ class AddAndNorm:
 
     post-norm: sum = input + sublayer; output = norm(sum), so `before` is `sum` and `after` is
     `output`. pre-norm: the sub-layer reads norm(input), so `before` is `input` and `after` is what
-    the sub-layer reads; output = sum.
+    the sub-layer reads; output = sum. DeepNorm: as post-norm; `sublayer` is divided by alpha.
 
     Attributes:
         name: such as `encoder.0.feed_forward_norm`.

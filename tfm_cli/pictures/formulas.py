@@ -145,11 +145,19 @@ _POST = _row(_words("LayerNorm"), _in(_X, _sign("+"), _words("Sublayer"), _in(_X
 _PRE = _row(_X, _sign("+"), _words("Sublayer"), _in(_words("LayerNorm"), _in(_X)))
 
 
+_DEEPNORM = _row(
+    _words("LayerNorm"), _in(_X, _sign("+"), _over(_row(_words("Sublayer"), _in(_X)), _name("α")))
+)  # fmt: skip
+
+
 def add_and_norm(norm: str, activation: str) -> Formula:
     """Return the formula of add & norm and of the feed-forward layer."""
-    is_post = norm == "post"
-    lines = [_POST if is_post else _PRE, _NORM]
-    text = "LayerNorm(x + Sublayer(x))" if is_post else "x + Sublayer(LayerNorm(x))"
+    line, text = {
+        "post": (_POST, "LayerNorm(x + Sublayer(x))"),
+        "pre": (_PRE, "x + Sublayer(LayerNorm(x))"),
+        "deepnorm": (_DEEPNORM, "LayerNorm(x + Sublayer(x) / α)"),
+    }[norm]
+    lines = [line, _NORM]
     text += ", LayerNorm(x) = g · (x − μ) / σ + b"
     if activation == "relu":
         lines.append(_FFN)

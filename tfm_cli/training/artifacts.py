@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import tfm_cli
-from tfm_cli.config.settings import RunConfig
+from tfm_cli.config.settings import RunConfig, norm_name
 from tfm_cli.console import seconds_text
 from tfm_cli.errors import ModelError, OutputError, ResourceError
 from tfm_cli.evaluation.scores import Score
@@ -102,7 +102,7 @@ def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
         ("shape", f"{model.encoder_layers}+{model.decoder_layers} layers, width {model.width}, "
                   f"{_both(model.encoder.heads, model.decoder.heads)} heads, feed-forward "
                   f"{_both(model.encoder.feed_forward_width, model.decoder.feed_forward_width)}, "
-                  f"{model.norm}-norm, {model.positions} positions, {model.activation}"),
+                  f"{norm_name(model.norm)}, {model.positions} positions, {model.activation}"),
         ("parameters", f"{facts.num_parameters:,}"),
         ("vocabulary", " + ".join(f"{size:,}" for size in dict.fromkeys(facts.vocab_sizes))),
         ("trained", f"{state.update} updates, {state.target_tokens:,} target tokens, "

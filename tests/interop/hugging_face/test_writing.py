@@ -40,6 +40,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tokenizers": "separate", "tied_embeddings": 0, "positions": "sinusoidal_marian"},
     {"tokenizers": "vocabularies", "tied_embeddings": 2},
     {"tokenizers": "padless"},
+    {"norm": "deepnorm", "encoder_layers": 3, "decoder_layers": 2},
 ]
 
 

@@ -21,6 +21,7 @@ from tfm_cli.errors import ConfigError
 from tfm_cli.files import durable
 from tfm_cli.interop.names import tensor_names
 from tfm_cli.interop.tensors import export_positions
+from tfm_cli.model.deepnorm import post_norm_weights
 from tfm_cli.model.positions import marian_sinusoids
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -96,7 +97,7 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     """
     shape, pair = model.config.model, model.tokenizers
     problems = []
-    if shape.norm != "post":
+    if shape.norm == "pre":
         problems.append(f"model.norm: Marian has `post` only, got `{shape.norm}`")
     if not shape.positions.startswith("sinusoidal"):
         problems.append(f"model.positions: Marian has sinusoids only, got `{shape.positions}`")
@@ -150,6 +151,8 @@ def hugging_face_tensors(model: TrainedModel, positions: int) -> dict[str, Tenso
     """
     shape = model.config.model
     weights = {name: value.detach().cpu() for name, value in model.transformer.state_dict().items()}
+    if shape.norm == "deepnorm":
+        weights = post_norm_weights(weights, shape.encoder_layers, shape.decoder_layers)
     if shape.positions == "sinusoidal":
         weights = to_halves(weights, shape)
     tensors = {}
