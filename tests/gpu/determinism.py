@@ -66,15 +66,18 @@ def _train(command: list[str], job: Job, *, fault: str = "") -> None:
     """Run a command, which a fault is to kill if there is one.
 
     Raises:
-        RuntimeError: it ended otherwise.
+        RuntimeError: it ended otherwise, or not in time.
     """
     environment = {**os.environ, faults.VARIABLE: fault, "OMP_NUM_THREADS": "1"}
     if not fault:
         del environment[faults.VARIABLE]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=max(1.0, job.seconds_left),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=max(1.0, job.seconds_left),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"`tfm train` did not end within {error.timeout:.0f} seconds") from None
     print(done.stderr, flush=True)  # into the log of the section
     if done.returncode != (-9 if fault else 0):
         raise RuntimeError(f"exit code {done.returncode}: {last_line(done.stderr)}")

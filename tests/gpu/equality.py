@@ -170,7 +170,7 @@ def _add_logits(job: Job, name: str, actual: Tensor, expected: Tensor) -> None:
 def compare_losses(job: Job) -> None:
     """Compare the losses of updates in fp32, without dropout, of the device and the CPU."""
     shape = Shape(256, 3, 4, 1024, 8000, updates=UPDATES)
-    max_tokens = 2048
+    max_tokens = 1024
     if job.is_tiny:
         shape, max_tokens = Shape(32, 1, 2, 64, 500, updates=UPDATES), 256
     batches = Batches.draw(

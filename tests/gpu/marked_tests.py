@@ -31,7 +31,7 @@ def report(job: Job) -> None:
         command += [str(path.relative_to(ROOT)) for path in files_with_marked_tests()]
         done = subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=job.seconds_left,
+            stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         print(done.stdout, flush=True)  # into the log of the section
         if not results.is_file():

@@ -36,7 +36,7 @@ def report(job: Job) -> None:
         expected = losses(side, 1)
         kept = _allocated(job)  # weights, moments, and what stays otherwise
         expected += losses(side, UPDATES - 1)
-        peak = torch.cuda.max_memory_reserved() if job.is_gpu else 0
+        peak = torch.cuda.max_memory_allocated() if job.is_gpu else 0
         job.add(
             what="without a cap", last_loss=expected[-1], splits=side.memory_limit.num_splits,
             peak_MiB=peak / (1 << 20) if job.is_gpu else None,
@@ -45,7 +45,7 @@ def report(job: Job) -> None:
     cap = kept + _SHARE * (peak - kept)
     if job.is_gpu:
         total = torch.cuda.get_device_properties(job.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(cap / total, torch.device(job.device))
+        torch.cuda.set_per_process_memory_fraction(cap / total)
         torch.cuda.reset_peak_memory_stats()
     else:
         os.environ[faults.VARIABLE] = "micro_batch:3=memory,micro_batch:6=memory"
@@ -60,7 +60,7 @@ def report(job: Job) -> None:
         difference = largest_difference(actual, expected)
         job.add(
             what="capped", last_loss=actual[-1], splits=splits,
-            peak_MiB=torch.cuda.max_memory_reserved() / (1 << 20) if job.is_gpu else None, **facts,
+            peak_MiB=torch.cuda.max_memory_allocated() / (1 << 20) if job.is_gpu else None, **facts,
             largest_difference=difference, bound=f"{MAX_LOSS_DIFFERENCE:g}, and at least one split",
             holds=splits > 0 and difference <= MAX_LOSS_DIFFERENCE,
         )  # fmt: skip

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUDGET_SECONDS = 480.0
 MIN_SECONDS = 5.0  # a section that would have less is skipped
 _RESERVE_SECONDS = 3.0  # of a section's limit, in which it can end by itself
+_KILL_SECONDS = 10.0  # until a killed process has ended
 _POLL_SECONDS = 0.2
 
 
@@ -150,7 +151,10 @@ class Proof:
                 is_late = process.poll() is None
                 # Also what it started; a group whose processes have all ended is no more.
                 _kill_group(process.pid)
-                code = process.wait()
+                try:
+                    code = process.wait(_KILL_SECONDS)
+                except subprocess.TimeoutExpired:  # it is inside a driver that does not return
+                    code = -signal.SIGKILL
                 assert process.stdin is not None
                 process.stdin.close()
         result.seconds = time.monotonic() - began
@@ -168,9 +172,11 @@ def _kill_group(number: int) -> None:
 
 
 def _read(rows: Path, result: Result) -> None:
-    """Read what a section has written so far; a line that is not complete is left for later."""
-    lines = rows.read_text(encoding="utf-8").split("\n")[:-1]
-    parsed: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    """Read what a section has written so far, except for lines that are not complete."""
+    parsed: list[dict[str, Any]] = []
+    for line in rows.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            parsed.append(json.loads(line))
     result.rows = [line["row"] for line in parsed if "row" in line]
     for line in parsed:
         result.peak_mib = line.get("peak_mib", result.peak_mib)
@@ -206,7 +212,10 @@ def main() -> int:
     )
     names = [section.name for section in SECTIONS]
     parser.add_argument("directory", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"),
+        help="CUDA_VISIBLE_DEVICES selects one of several GPUs (default: cuda)",
+    )  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes")
     parser.add_argument(
         "--budget", type=float, default=BUDGET_SECONDS, metavar="SECONDS",

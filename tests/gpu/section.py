@@ -28,7 +28,7 @@ class Job:
     """What a section is asked to do, and where its rows go.
 
     Args:
-        table: `device`, a name of PyTorch's; `is_tiny`, to rehearse with small sizes; `seconds` to
+        table: `device`, cuda or cpu; `is_tiny`, to rehearse with small sizes; `seconds` to
             spend; `rows`, the file of results.
     """
 
@@ -42,7 +42,7 @@ class Job:
     @property
     def is_gpu(self) -> bool:
         """Return True on a GPU, False in a rehearsal on a CPU."""
-        return self.device.startswith("cuda")
+        return self.device == "cuda"
 
     @property
     def seconds_left(self) -> float:

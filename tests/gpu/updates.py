@@ -70,7 +70,7 @@ def training(
 def free_memory(device: str) -> None:
     """Return to the device the memory of tensors that are no more."""
     gc.collect()
-    if device.startswith("cuda"):
+    if device == "cuda":
         torch.cuda.empty_cache()
 
 
