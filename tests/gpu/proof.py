@@ -60,12 +60,13 @@ SECTIONS = (
             "averages, counters and losses have the same bits."),
     Section("training", "Training throughput", 120, "tests.gpu.throughput:report",
             "Updates of the loop of `tfm train`, without its moving average, on random ids. Real "
-            "target tokens are counted, without padding. `share_of_peak` is the model FLOPs "
+            "target tokens are counted, without padding. The share of the peak is the model FLOPs "
             "utilization: 6 FLOPs for each multiply-add of the matrix products of real tokens, "
             "which is 6·N·tokens, with the encoder's N for source tokens and the decoder's and the "
             "output's N for target tokens, plus attention (6·2·T·S·D for each pair, layer and "
             "attention, causal or not), divided by the time and by the rate of the fastest of "
-            "many products of two large square matrices in the same process and precision."),
+            "many products of two large square matrices in the same process and precision. Layers "
+            "are compiled by torch.compile where it is named; training has no CUDA graphs."),
     Section("decoding", "Decoding throughput", 100, "tests.gpu.decoding:report",
             "Random weights; every source has 20 tokens and every translation 30, since </s> is "
             "ruled out. Tokenization is included. Hugging Face is `MarianMTModel.generate` with "
