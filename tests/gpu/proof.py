@@ -175,9 +175,9 @@ def _kill_group(number: int) -> None:
 def _read(rows: Path, result: Result) -> None:
     """Read what a section has written so far, except for lines that are not complete."""
     parsed: list[dict[str, Any]] = []
-    for line in rows.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for text in rows.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
-            parsed.append(json.loads(line))
+            parsed.append(json.loads(text))
     result.rows = [line["row"] for line in parsed if "row" in line]
     for line in parsed:
         result.peak_mib = line.get("peak_mib", result.peak_mib)
