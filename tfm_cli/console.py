@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import stat
 import sys
 import time
 import unicodedata
@@ -211,15 +212,36 @@ class TimeLeft:
         return (now - start) * (1 - share) / (share - first)
 
 
+def writes_to_pipe() -> bool:
+    """Return True if standard output is a pipe, whose reader may print on the same terminal.
+
+    A bar would be mixed with what `tfm translate | head` prints.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        mode = os.fstat(sys.stdout.fileno()).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return False
+
+
 Show = Callable[[str, float | None], None]
 """Takes the work done, in words, and its share of all work if known."""
 
 
 @contextlib.contextmanager
 def progress_display(
-    title: str, logger: logging.Logger, *, clock: Callable[[], float] = time.monotonic
+    title: str,
+    logger: logging.Logger,
+    *,
+    in_lines: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Show]:
     """Show the progress of work if `logger` is enabled for INFO.
+
+    Args:
+        title: the name of the work.
+        logger: for lines, a minute apart, where standard error is no terminal.
+        in_lines: show lines on a terminal too.
+        clock: the time in seconds.
 
     Yields:
         The function that takes each report.
@@ -235,7 +257,7 @@ def progress_display(
         rest = "" if left is None else f", {seconds_text(left)} left"
         return f"{title}: {words}{part}{rest}"
 
-    if not sys.stderr.isatty():
+    if in_lines or not sys.stderr.isatty():
         last = clock()
 
         def log(words: str, share: float | None) -> None:

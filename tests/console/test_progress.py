@@ -1,6 +1,8 @@
 import logging
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,30 @@ def test_time_so_far_is_whole_or_left_out(
     assert shown
     assert all(("0:00:00" in frame) == has_room for frame in shown)
     assert not any("…" in frame for frame in shown)
+
+
+def test_lines_stand_on_a_terminal_where_a_pipe_may_print_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    log_messages: list[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    clock = Clock()
+
+    with progress_display("working", logger, in_lines=True, clock=clock) as show:
+        clock.now = 61
+        show("2 things", 0.5)
+
+    assert log_messages == ["working: 2 things (50 %)"]
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_pipe_is_told_from_a_file(tmp_path: Path) -> None:
+    program = "import sys; from tfm_cli import console; print(console.writes_to_pipe())"
+    command = [sys.executable, "-c", program]
+
+    piped = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    with (tmp_path / "file").open("wb") as file:
+        subprocess.run(command, stdout=file, check=True)
+
+    assert (piped, (tmp_path / "file").read_bytes()) == (b"True\n", b"False\n")

@@ -182,7 +182,8 @@ def _progress(options: ScoreOptions) -> Iterator[console.Show]:
     if options.output_path == "-" and sys.stderr.isatty() and sys.stdout.isatty():
         yield lambda words, share: None
         return
-    with console.progress_display("scoring", logger) as show:
+    in_lines = options.output_path == "-" and console.writes_to_pipe()
+    with console.progress_display("scoring", logger, in_lines=in_lines) as show:
         yield show
 
 

@@ -535,13 +535,15 @@ def run_job(
 def _progress(job: Job) -> Iterator[Callable[[TranslationStats], None]]:
     """Yield a function that shows the progress, unless the user sees the translations themselves.
 
-    Nothing is shown if the input is typed, or if the translations go to the same terminal.
+    Nothing is shown if the input is typed, or if the translations go to the same terminal; lines
+    are shown if they go through a pipe.
     """
     shares_terminal = job.output_path == "-" and sys.stderr.isatty() and sys.stdout.isatty()
     if shares_terminal or is_typed(job.input_path):
         yield lambda stats: None
         return
-    with console.progress_display("translating", logger) as show:
+    in_lines = job.output_path == "-" and console.writes_to_pipe()
+    with console.progress_display("translating", logger, in_lines=in_lines) as show:
         yield lambda stats: show(stats.progress_text, stats.share)
 
 
