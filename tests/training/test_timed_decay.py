@@ -344,6 +344,19 @@ def ends(**training: Any) -> tuple[int, int]:
     return config.training.max_updates, config.training.max_epochs
 
 
+def test_resumed_run_still_ends_by_time_if_its_preset_is_given_again() -> None:
+    flags = {"training": {"schedule": "warmup-stable-decay", "max_time": "20m"}}
+    text = {"data": {"pairs": ("a.tsv",)}}
+    run = resolve(preset="base", flags={**flags, **text})
+
+    again = resolve(preset="base", flags={**flags, **text}, resumed=run)
+    more = resolve(preset="base", flags={"training": {"max_updates": 7}, **text}, resumed=run)
+
+    assert (run.training.max_updates, again.training.max_updates) == (0, 0)
+    assert again.training == run.training
+    assert more.training.max_updates == 7
+
+
 def test_time_is_the_end_of_a_decay_unless_another_one_is_given() -> None:
     assert ends() == (0, 0)
     assert ends(max_updates=500) == (500, 0)

@@ -199,6 +199,8 @@ def _resumed_layers(
     if run.training.pretrained_model:  # which replaced these values of the preset
         layers.append({"model": own["model"], "search": own["search"]})
         layers.append({"training": {"lr_warmup": run.training.lr_warmup}})
+    if run.training.schedule == WARMUP_STABLE_DECAY and not run.training.max_updates:
+        layers.append({"training": {"max_updates": 0}})  # it ends by time or epochs
     data = _merged(given, Problems())["data"]
     has_files, has_pairs = bool(data.get("source") or data.get("target")), bool(data.get("pairs"))
     # The same text in files of another kind replaces the former ones.
