@@ -162,6 +162,13 @@ def test_environment_without_comet_has_a_hint(tmp_path: Path) -> None:
     assert caught.value.hint == f"install it with `{python} -m pip install unbabel-comet`"
 
 
+def test_comet_is_not_to_be_installed_where_tfm_is(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="has no package unbabel-comet") as caught:
+        scores(sys.executable, fake_comet.model(tmp_path / "model"))
+
+    assert str(caught.value.hint).startswith("`python3 -m venv comet`")
+
+
 def test_package_that_cannot_be_imported_gives_its_reason(tmp_path: Path) -> None:
     python = fake_comet.environment(tmp_path / "old", package="import torchmetrics_of_old")
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from tfm_cli.files.untrusted import parse_json_object, read_regular
 
 PROGRAM = Path(__file__).with_name("comet_program.py")
 
+_NEW_ENVIRONMENT = "`python3 -m venv comet` and `comet/bin/pip install unbabel-comet` make one"
 _MAX_TEXT_BYTES = 1 << 20  # of hparams.yaml and of a model card
 _MAX_STDERR_BYTES = 1 << 16
 _BYTES_PER_SCORE = 32
@@ -122,14 +124,13 @@ def find_python(name: str) -> str:
     """
     path = Path(name)
     if path.is_dir():
-        inside = path / "bin" / "python"
-        hint = f"give `{inside}`" if inside.exists() else "give the interpreter in it"
+        inside = [each for each in (path / "bin" / "python", path / "python") if each.exists()]
+        hint = f"give `{inside[0]}`" if inside else "give the interpreter in it"
         raise ConfigError(f"`--comet-python`: {name} is a directory, expected a Python", hint=hint)
     found = shutil.which(name)
     if found is None:
         reason = "cannot be executed" if path.exists() else "does not exist"
-        hint = "`python3 -m venv comet` and `comet/bin/pip install unbabel-comet` make one"
-        raise ConfigError(f"`--comet-python`: {name} {reason}", hint=hint)
+        raise ConfigError(f"`--comet-python`: {name} {reason}", hint=_NEW_ENVIRONMENT)
     return found
 
 
@@ -260,6 +261,8 @@ def _failure(python: str, model: CometModel, table: dict[str, object]) -> Except
         if table.get("module") in ("comet", "torch"):
             message = f"{python}: has no package unbabel-comet"
             hint = f"install it with `{python} -m pip install unbabel-comet`"
+            if Path(python).absolute().parent == Path(sys.executable).absolute().parent:
+                hint = _NEW_ENVIRONMENT  # the versions that it requires would replace those of tfm
             return ResourceError(message, hint=hint)
         return ResourceError(f"{python}: cannot import unbabel-comet: {reason}")
     if table["failed"] == "load":
