@@ -2,6 +2,8 @@
 
 # N real tokens, D model width
 
+import os
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +55,16 @@ TINY = Work("tiny", Shape(32, 1, 2, 64, 500, updates=2), 0.0, 256, pairs=500)
 
 
 def report(job: Job) -> None:
-    """Measure the peak, then each model, then each with compiled layers."""
+    """Measure the peak, then each model, then each with compiled layers.
+
+    Nothing is compiled before: files that a killed process left could not be loaded.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        _report(job)
+
+
+def _report(job: Job) -> None:
     precision = "bf16" if job.is_gpu else "fp32"
     dtype = DTYPES[precision]
     peak = product_rate(job.device, dtype, 256 if job.is_tiny else 8192)
