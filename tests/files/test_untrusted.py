@@ -205,13 +205,13 @@ def test_unreadable_file_is_treated_as_absent_with_a_warning(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "Expecting value"),
+        (b"", "it is empty"),
         (b"[1]", "it is not a JSON object"),
         (b"[" * 200_000, "it is nested deeper than 8 levels"),
         (b'{"a":' * 200_000, "it is nested deeper than 8 levels"),
-        (b"\xff", "invalid start byte"),
+        (b"\xff", "byte 1 is 0xff, expected UTF-8"),
         (b'{"a": NaN}', "NaN is not a finite number"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number has too many digits"),
         (b'{"a": "' + b"x" * (1 << 20) + b'"}', "expected at most 1048576"),
     ],
     ids=["empty", "list", "brackets", "braces", "no UTF-8", "NaN", "digits", "large"],

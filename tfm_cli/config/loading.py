@@ -39,6 +39,9 @@ _STRING_OR_COMMENT = re.compile(
 )
 _DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_MAX_KEY_PARTS}}}")
 
+# Settings that end a run; the time limit is that of a command.
+_ENDS = {"max_updates", "max_epochs"}
+
 Overrides = Mapping[str, Mapping[str, object]]
 
 
@@ -231,7 +234,7 @@ def _ends_by_time(
     training: Mapping[str, object], given: Mapping[str, Mapping[str, object]]
 ) -> bool:
     """Return True if a decay ends by time, because no other end of the run is given."""
-    names_end = {"max_updates", "max_epochs"} & given["training"].keys()
+    names_end = _ENDS & given["training"].keys()
     is_decay = training.get("schedule") == WARMUP_STABLE_DECAY
     return is_decay and bool(training.get("max_time")) and not names_end
 

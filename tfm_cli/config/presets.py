@@ -110,9 +110,15 @@ CPU_RECIPES = (
         "little text needs a small vocabulary and more dropout",
     ),
     Recipe(
+        50_000,
+        "tiny",
+        {"training": {"max_tokens": 1024, "lr_warmup": 300}},
+        "a small model learns the most in the first hours of a few cores",
+    ),
+    Recipe(
         300_000,
         "tiny",
-        {"training": {"lr_warmup": 300}},
+        {"model": {"dropout": 0.1}, "training": {"max_tokens": 1024, "lr_warmup": 300}},
         "a small model learns the most in the first hours of a few cores",
     ),
     Recipe(math.inf, "small", {}, "so much text is worth a larger model, and days of a CPU"),

@@ -14,6 +14,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from tfm_cli.errors import plain_reason
+
 logger = logging.getLogger(__name__)
 
 NOT_OURS = "tfm is not known to have made it"
@@ -224,6 +226,6 @@ def read_private_json(
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
     except ValueError as error:
-        reason = f"is damaged: {error}"
+        reason = f"is damaged: {plain_reason(error)}"
     logger.warning("%s: %s; %s", path, reason, fallback)
     return None
