@@ -101,6 +101,11 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_no_placeholder_is_left(page: Path) -> None:
+    assert re.findall(r"@[A-Z]+\d*\b|TODO|TBD", text_of(page)) == []
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
 

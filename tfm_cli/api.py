@@ -369,6 +369,7 @@ def _train(
     from tfm_cli.errors import INSTALL_TORCH, ResourceError
     from tfm_cli.parallel import Parallel
     from tfm_cli.training.run_settings import (
+        Choice,
         automatic_recipe,
         log_ignored,
         pretrained_settings,
@@ -379,14 +380,17 @@ def _train(
     from tfm_cli.training.time_limit import TimeLimit
 
     resumed = None if overwrite else saved_settings(output)
-    notes: list[str] = []
-    lookups = Lookups(recipe=partial(automatic_recipe, notes=notes), pretrained=pretrained_settings)
+    choices: list[Choice] = []
+    lookups = Lookups(
+        recipe=partial(automatic_recipe, choices=choices), pretrained=pretrained_settings
+    )
     config = resolve(preset=preset, flags=tables, resumed=resumed, lookups=lookups)
     if "-" in config.data.pairs:
         raise ConfigError("data.pairs: standard input is read by the command `tfm train` only")
     if resumed is None:
         given = {f"{section}.{name}" for section, table in tables.items() for name in table}
         log_ignored(config, given, str, preset=preset)
+    notes = [line for choice in choices for line in choice.lines(config)]
     options = StartOptions(
         overwrite=overwrite, allow_change=allow_change, name_of=str, notes=notes, stop=stop
     )

@@ -66,6 +66,24 @@ def test_finished_run_needs_its_text_no_more(text: list[str], run_tfm: RunTfm) -
     assert "the run is finished: it stopped after update 2: 2 updates made" in finished.err
 
 
+@pytest.mark.parametrize("lost", ["checkpoints", "weights"])
+def test_run_without_its_text_and_more_is_not_finished(
+    lost: str, text: list[str], run_tfm: RunTfm
+) -> None:
+    run_tfm(command(text, "run", "--max-updates", "2"))
+    Path("text/train.en").unlink()
+    if lost == "weights":
+        Path("run/model.safetensors").unlink()
+    else:
+        shutil.rmtree("run/checkpoints")
+        Path("run/checkpoints/update-9").mkdir(parents=True)
+
+    result = run_tfm(["train", "-o", "run"])
+
+    assert result.code == 3
+    assert "there is no such file" in result.err
+
+
 def test_time_limit_is_that_of_a_command(text: list[str], run_tfm: RunTfm) -> None:
     run_tfm(command(text, "run", "--max-updates", "2", "--max-time", "1h"))
 

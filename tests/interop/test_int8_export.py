@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import RunTfm
+from tests.interop.random_models import lines, random_model
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.interop import exporting
 from tfm_cli.interop.exporting import export_model
+from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weight_shapes import SCALES, stored_precision
-from tfm_cli.model_directory.weights import load_model, weights_facts
+from tfm_cli.model_directory.weights import WeightsFacts, load_model, save_weights, weights_facts
 from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
@@ -66,6 +68,32 @@ def test_translations_equal_those_of_a_model_quantized_on_loading(exported: Path
     expected = hypotheses(NativeModel.load(MODEL, precision="int8"))
 
     assert hypotheses(NativeModel.load(exported, precision="int8")) == expected
+
+
+@pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
+def test_model_of_any_norm_is_the_one_that_is_quantized_on_loading(
+    norm: str, tmp_path: Path
+) -> None:
+    model = random_model(norm=norm, encoder_layers=3, decoder_layers=2)
+    (tmp_path / "model").mkdir()
+    save_config(tmp_path / "model", model.config, model.tokenizers)
+    save_weights(
+        tmp_path / "model",
+        model.transformer.state_dict(),
+        model.tokenizers,
+        model.config.model,
+        WeightsFacts(7, {}),
+    )
+
+    export_model(tmp_path / "model", tmp_path / "int8", to="tfm", quantization="int8")
+
+    one, other = (NativeModel.load(tmp_path / name, precision="int8") for name in ("model", "int8"))
+    segments = Segments(sources=model.tokenizers.source.encode(lines(8)), limits=[12] * 8)
+    found = [
+        NativeSearch([each], each.config.search, token_log_probs=True)(segments)
+        for each in (one, other)
+    ]
+    assert found[0] == found[1]
 
 
 def test_model_in_int8_is_translated_in_int8_by_default(exported: Path) -> None:

@@ -184,6 +184,17 @@ def test_position_of_an_older_checkpoint_cannot_be_converted(begun: Path, run_tf
     assert (plain.code, changed_later.code) == (0, 0), changed_later.err
 
 
+def test_change_that_is_refused_later_is_not_made(begun: Path, run_tfm: RunTfm) -> None:
+    flags = ["--schedule", "linear", "--max-updates", "0", "--allow-change"]
+
+    result = run_tfm(["train", "-o", str(begun), *flags])
+
+    assert result.code == 2
+    assert "no end is given" in result.err
+    assert load_config(begun).settings.training.schedule == "inverse-sqrt"
+    assert changed(begun) == []
+
+
 # --- the record of a change -----------------------------------------------------------------------
 
 

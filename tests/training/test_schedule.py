@@ -195,6 +195,17 @@ def test_planned_end_stays_until_what_it_depends_on_changes() -> None:
     assert planned(state, more, epochs=1.5, batches=2) == 60 + 125
 
 
+def test_end_by_epochs_is_planned_anew_with_batches_of_another_size() -> None:
+    config = run_config(schedule="linear", max_updates=0, max_epochs=4, lr_warmup=5)
+    state = TrainState(batch_tokens=100)
+
+    assert planned(state, config) == 200
+    state.update, state.batch_tokens = 40, 200
+    plan_end(state, config, updates_per_epoch=25, epochs=0.8, batches=1)
+
+    assert schedule_of(config.training, state).last_update == 40 + 80  # 3.2 epochs of 25
+
+
 def test_end_by_time_gives_way_to_other_settings_for_good() -> None:
     config = run_config(schedule="warmup-stable-decay", max_updates=0, lr_warmup=5)
     state = TrainState()

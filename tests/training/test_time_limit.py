@@ -27,6 +27,13 @@ def test_without_a_limit_nothing_is_ever_cut_off() -> None:
         limit.check()
 
 
+def test_limit_of_ages_is_none() -> None:
+    limit = TimeLimit("99999999999999999999h", began=time.monotonic())
+
+    with limit.alarm():
+        limit.check()
+
+
 def test_alarm_ends_a_wait_that_nothing_else_would_end() -> None:
     read_end, write_end = os.pipe()
     limit = TimeLimit("1s", began=time.monotonic() - 1 - GRACE_SECONDS + 0.2)

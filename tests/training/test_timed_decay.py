@@ -53,7 +53,7 @@ class Simulation:
             validation_seconds=lambda: validation, clock=lambda: self.now,
         )  # fmt: skip
 
-    def run(self) -> None:
+    def run(self, *, validates: bool = True) -> None:
         """Make updates until the end of the decay or of the time."""
         state, first = self.state, self.state.update
         while state.last_update == 0 or state.update < state.last_update:
@@ -65,7 +65,7 @@ class Simulation:
             self.now += self._seconds(state.update) + compiles
             if state.update % 500 == 0:
                 self._validate()
-        if state.update % 500:
+        if validates and state.update % 500:
             self._validate()
         self.now += 1.0  # the last checkpoint
 
@@ -98,6 +98,26 @@ def test_decay_is_its_part_of_the_run_and_ends_just_before_the_limit(
     rates = [schedule.rate(update) for update in range(1, state.last_update + 1)]
     assert rates[99 : state.decay_start] == [rates[99]] * (state.decay_start - 99)
     assert rates[state.decay_start] < rates[99]
+
+
+def test_validation_that_is_too_long_to_be_made_at_the_end_leaves_the_decay_its_time() -> None:
+    run = Simulation(lambda _: 5.0, validation=0.7 * LIMIT, warmup=10)
+
+    run.run(validates=False)
+
+    length = run.state.last_update - run.state.decay_start
+    assert run.state.update == run.state.last_update < 500
+    assert length == pytest.approx(0.2 * run.state.last_update, rel=0.08, abs=2)
+
+
+def test_decay_for_which_there_is_no_time_does_not_begin() -> None:
+    state = TrainState(update=499, validated_update=490)
+    run = Simulation(lambda _: 2.0, validation=0.4 * LIMIT, limit=LIMIT, state=state)
+    run.now = LIMIT * 0.9
+
+    run.run(validates=False)
+
+    assert (run.state.decay_start, run.state.last_update) == (0, 0)
 
 
 def test_updates_that_become_slower_leave_time_for_the_decay() -> None:

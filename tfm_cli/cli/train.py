@@ -32,6 +32,7 @@ from tfm_cli.training.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from tfm_cli.training.events import Stopped
+    from tfm_cli.training.run_settings import Choice
 
 
 class TrainOptions(Options):
@@ -172,6 +173,7 @@ def _resolved(options: TrainOptions, notes: list[str]) -> RunConfig:
     Raises:
         ConfigError: a setting is wrong, or the text of the run came from standard input.
     """
+    choices: list[Choice] = []
     resumed = None if options.overwrite else _saved_settings(options.output)
     config = resolve(
         preset=options.preset,
@@ -180,12 +182,13 @@ def _resolved(options: TrainOptions, notes: list[str]) -> RunConfig:
         flags=options.settings,
         resumed=resumed,
         lookups=Lookups(
-            recipe=partial(_automatic_recipe, notes=notes),
+            recipe=partial(_automatic_recipe, choices=choices),
             pretrained=_pretrained_settings,
             file=_read_settings,
             flag=_flag_of,
         ),
     )
+    notes += [line for choice in choices for line in choice.lines(config)]
     if resumed is None and config.training.pretrained_model:
         from tfm_cli.training.run_settings import log_ignored
 
@@ -270,11 +273,11 @@ def _saved_settings(output: Path) -> RunConfig | None:
     return saved_settings(output)
 
 
-def _automatic_recipe(data: DataConfig, device: object, *, notes: list[str]) -> Recipe:
-    """Return the recipe that preset `auto` is for a text and a device, and add the reason."""
+def _automatic_recipe(data: DataConfig, device: object, *, choices: list["Choice"]) -> Recipe:
+    """Return the recipe that preset `auto` is for a text and a device, and add the choice."""
     from tfm_cli.training.run_settings import automatic_recipe
 
-    return automatic_recipe(data, device, notes)
+    return automatic_recipe(data, device, choices)
 
 
 def _pretrained_settings(directory: str) -> Overrides:

@@ -122,6 +122,8 @@ def find_python(name: str) -> str:
     Raises:
         ConfigError: it does not exist or cannot be executed.
     """
+    if not name:
+        raise ConfigError("`--comet-python`: expected a Python, got an empty name")
     path = Path(name)
     if path.is_dir():
         inside = [each for each in (path / "bin" / "python", path / "python") if each.exists()]
@@ -160,7 +162,6 @@ def comet_scores(
         ResourceError: the process cannot be started, lacks COMET, fails, or gives no valid scores.
     """
     request = {
-        "parent": os.getpid(),
         "checkpoint": str(model.checkpoint),
         "lines": len(source),
         "systems": len(systems),
@@ -175,7 +176,10 @@ def comet_scores(
     content = "".join(f"{json.dumps(each)}\n" for each in (request, *samples)).encode()
     environment = {**os.environ, **_OFFLINE}
     if device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+        index = device.removeprefix("cuda:")
+        visible = [each for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        is_among = int(index) < len(visible)
+        environment["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if is_among else index
     limit = (1 << 20) + _BYTES_PER_SCORE * len(samples)
     answer, code, said = _run(python, content, environment, stderr, max_bytes=limit)
     if code:

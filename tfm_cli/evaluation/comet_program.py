@@ -18,7 +18,7 @@ from typing import Any
 def main() -> int:
     """Answer the request on standard input; return the exit code."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     systems = [
         [json.loads(sys.stdin.readline()) for _ in range(request["lines"])]
         for _ in range(request["systems"])

@@ -240,16 +240,7 @@ inline void Transformer::expect_linear(const std::string& name, int64_t rows, in
     for (int64_t i = 0; i < count; i++) buffer[size_t(i)] = values[i] * factor;
     return static_cast<const float*>(buffer.data());
   };
-  expect(name + ".weight", rows, columns, [=](const float* values) {
-    Vector<float> buffer;
-    const float* data = multiplied(values, rows * columns, buffer);
-    int64_t from = 0;
-    for (auto [linear, count] : parts) {
-      linear->pack(arena, data + from * columns, count, (int)columns, precision);
-      from += count;
-    }
-  });
-  tensors[name + ".weight"].take_int8 = [=](const int8_t* bytes, const float* row_scales) {
+  const auto take_int8 = [=](const int8_t* bytes, const float* row_scales) {
     Vector<float> buffer;
     const float* scales = multiplied(row_scales, rows, buffer);
     int64_t from = 0;
@@ -258,6 +249,25 @@ inline void Transformer::expect_linear(const std::string& name, int64_t rows, in
       from += count;
     }
   };
+  expect(name + ".weight", rows, columns, [=](const float* values) {
+    Vector<float> buffer;
+    if (precision == Precision::int8 && factor != 1) {  // as weights that are stored in int8
+      Vector<int8_t> bytes;
+      bytes.resize(size_t(rows * columns));
+      buffer.resize(size_t(rows));
+      for (int64_t i = 0; i < rows; i++)
+        buffer[size_t(i)] = quantize_weights(values + i * columns, size_t(columns), bytes.data() + i * columns);
+      take_int8(bytes.data(), buffer.data());
+      return;
+    }
+    const float* data = multiplied(values, rows * columns, buffer);
+    int64_t from = 0;
+    for (auto [linear, count] : parts) {
+      linear->pack(arena, data + from * columns, count, (int)columns, precision);
+      from += count;
+    }
+  });
+  tensors[name + ".weight"].take_int8 = take_int8;
   expect(name + ".bias", rows, 0, [=](const float* values) {
     Vector<float> buffer;
     const float* data = multiplied(values, rows, buffer);

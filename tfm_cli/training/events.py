@@ -95,7 +95,7 @@ class Changed:
     epoch: int  # from 1
     seconds: float  # trained so far, over all runs
     changes: tuple[str, ...]  # as `section.name: old → new`
-    settings_sha256: str  # of all settings that may change on request, after the change
+    settings_sha256: str  # of the values of these settings after the change
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,15 +179,19 @@ class MetricsFile:
         """Drop validations that were made only because the run was about to end."""
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
-    def drop_change_that_was_not_made(self, settings_sha256: str) -> None:
+    def drop_change_that_was_not_made(self, sha256_of: Callable[[Sequence[str]], str]) -> None:
         """Drop the last change of settings if the process was killed before it saved them.
 
         Args:
-            settings_sha256: of the settings of the run, as in `Changed`.
+            sha256_of: returns the hash of the settings of the run that changes name; see `Changed`.
         """
-        changes = [facts for facts in self.facts() if facts.get("event") == "changed"]
-        if changes and changes[-1].get("settings_sha256", settings_sha256) != settings_sha256:
-            self._filter(lambda facts: facts != changes[-1])
+        last: dict[str, Any] = {}
+        for facts in self.facts():
+            last = facts if facts.get("event") == "changed" else last
+        names, sha256 = last.get("changes"), last.get("settings_sha256")
+        is_known = isinstance(names, list) and isinstance(sha256, str)
+        if is_known and sha256_of([str(name) for name in names or ()]) != sha256:
+            self._filter(lambda facts: facts != last)
 
     def changes(self) -> list[str]:
         """Return the changes of settings so far, each with its update."""

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -91,6 +91,7 @@ logger = logging.getLogger(__name__)
 # Until a validation was measured, it is assumed to take this many times as long for each target
 # token as training: searching computes less, but a token at a time.
 _FIRST_VALIDATION_FACTOR = 3.0
+_BATCH_SIZE = "target tokens in a batch"  # as a change, where it follows from other settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,8 @@ def finished(config: RunConfig, output: Path) -> Stopped | None:
         output: the directory of the run.
     """
     paths = checkpoint.checkpoint_paths(output / CHECKPOINTS)
+    if not paths or weights_facts(output) is None:
+        return None
     with contextlib.suppress(ModelError):  # a damaged checkpoint: an older one is resumed
         state, *_ = checkpoint.read_counters(paths[-1])
         stopped = completed(state, config)
@@ -219,6 +222,7 @@ def prepare(
         checkpoint.restore(saved, parallel_model.model, average, optimizer, parallel)
     state = TrainState() if saved is None else saved.state
     if parallel.is_main:
+        check_has_end(config.training, state)  # before the settings are saved
         _convert_position(state, config, corpora)
         _begin_directory(config, output, corpora, state, resume=resume)
         parallel.set_flag("begun")
@@ -336,7 +340,7 @@ def _record_changes(
 ) -> None:
     """Write the changes on request to `metrics.jsonl`, on the disk."""
     metrics = MetricsFile(output / METRICS_FILE, update=state.update)
-    metrics.drop_change_that_was_not_made(_sha256_of_changeable(original))
+    metrics.drop_change_that_was_not_made(partial(_sha256_of_changeable, original))
     if changes := _changes_on_request(original, config):
         logger.info("changed on request: %s", "; ".join(changes))
         metrics.add(
@@ -345,17 +349,18 @@ def _record_changes(
                 state.epoch + 1,
                 state.train_seconds,
                 tuple(changes),
-                _sha256_of_changeable(config),
+                _sha256_of_changeable(config, changes),
             )
         )
         metrics.sync()
 
 
-def _sha256_of_changeable(config: RunConfig) -> str:
-    """Return the SHA-256 of what `_changes_on_request` compares."""
-    values = changeable_on_request(config)
-    max_tokens = resolve_batch_size(config.training, config.preset).max_tokens
-    return hashlib.sha256(json.dumps([values, max_tokens]).encode()).hexdigest()
+def _sha256_of_changeable(config: RunConfig, changes: Sequence[str]) -> str:
+    """Return the SHA-256 of the values of what was changed, as `_changes_on_request` names it."""
+    values: dict[str, Any] = {**changeable_on_request(config)}
+    values[_BATCH_SIZE] = resolve_batch_size(config.training, config.preset).max_tokens
+    names = sorted(change.partition(":")[0] for change in changes)
+    return hashlib.sha256(json.dumps([values.get(name) for name in names]).encode()).hexdigest()
 
 
 def _changes_on_request(original: RunConfig, config: RunConfig) -> list[str]:
@@ -365,7 +370,7 @@ def _changes_on_request(original: RunConfig, config: RunConfig) -> list[str]:
         resolve_batch_size(each.training, each.preset).max_tokens for each in (original, config)
     )
     if before != after and original.training.max_tokens == config.training.max_tokens:
-        changes.append(f"target tokens in a batch: {before} → {after}")
+        changes.append(f"{_BATCH_SIZE}: {before} → {after}")
     return changes
 
 
@@ -640,7 +645,6 @@ def _plan_end(
         epochs=sampler.epochs(state),
         batches=sampler.batches_per_update,
     )
-    check_has_end(config.training, state)
 
 
 def _log_start(

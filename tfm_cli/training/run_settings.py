@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from tfm_cli.config.loading import Overrides, to_mapping
 from tfm_cli.config.presets import Recipe, preset_values, recipe_for
@@ -40,26 +41,46 @@ def pretrained_settings(directory: str) -> Overrides:
     return {"model": tables["model"], "search": tables["search"], "training": recipe}
 
 
-def automatic_recipe(data: DataConfig, device: object, notes: list[str]) -> Recipe:
+class Choice(NamedTuple):
+    """The recipe that preset `auto` was for a text and a device."""
+
+    recipe: Recipe
+    size: str  # of the text
+    device: str
+
+    def lines(self, config: RunConfig) -> list[str]:
+        """Return what was chosen, with the values that the run has, and why.
+
+        Args:
+            config: the settings of the run.
+        """
+        given = {"vocab_size"} if config.tokenizer.model else set()
+        changes = [
+            f"{name} {getattr(getattr(config, section), name)}"
+            for section, table in self.recipe.changes.items()
+            for name in table
+            if name not in given
+        ]
+        changed = f" with {', '.join(changes)}" if changes else ""
+        return [
+            f"preset auto: `{self.recipe.preset}`{changed}",
+            f"for {self.size} on a {self.device}: {self.recipe.reason}",
+        ]
+
+
+def automatic_recipe(data: DataConfig, device: object, choices: list[Choice]) -> Recipe:
     """Return the recipe that preset `auto` is for a text and a device.
 
     Args:
         data: the settings that name the text.
         device: the name of the device.
-        notes: two lines are added: what was chosen, and why.
+        choices: the choice is added.
     """
     pairs = estimated_pairs(data)
     has_gpu = device != "cpu" and (num_gpus() > 0 or has_mps())
     recipe = recipe_for(_USUAL_PAIRS if pairs is None else pairs, has_gpu=has_gpu)
     size = "text that cannot be counted" if pairs is None else counted(pairs, "pair")
-    changes = [
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-        for table in recipe.changes.values()
-        for name, value in table.items()
-    ]
-    changed = f" with {', '.join(changes)}" if changes else ""
-    notes.append(f"preset auto: `{recipe.preset}`{changed}")
-    notes.append(f"for {size} on a {'GPU' if has_gpu else 'CPU'}: {recipe.reason}")
+    choices.append(Choice(recipe, size, "GPU" if has_gpu else "CPU"))
     return recipe
 
 

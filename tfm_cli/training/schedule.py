@@ -124,7 +124,7 @@ def plan_end(
     same_batches = not settings.max_epochs or state.batches_per_update in (0, batches)
     if _is_planned(settings, state) and same_batches:
         return
-    state.plan_crc, state.decay_start, state.last_update = _plan_crc(settings), 0, 0
+    state.plan_crc, state.decay_start, state.last_update = _plan_crc(settings, state), 0, 0
     if settings.schedule != INVERSE_SQRT and settings.max_epochs:
         left = max(0.0, settings.max_epochs - epochs)
         state.last_update = state.update + math.ceil(left * updates_per_epoch)
@@ -132,12 +132,14 @@ def plan_end(
 
 def _is_planned(settings: TrainingConfig, state: TrainState) -> bool:
     """Return True if the plan in the state is one for these settings."""
-    return state.plan_crc == _plan_crc(settings)
+    return state.plan_crc == _plan_crc(settings, state)
 
 
-def _plan_crc(settings: TrainingConfig) -> int:
+def _plan_crc(settings: TrainingConfig, state: TrainState) -> int:
     """Return the CRC-32 of what the plan depends on; 0 if there is nothing to plan."""
     if settings.schedule == INVERSE_SQRT:
         return 0
-    values = settings.schedule, settings.max_updates, settings.max_epochs, settings.decay_ratio
+    values = [settings.schedule, settings.max_updates, settings.max_epochs, settings.decay_ratio]
+    if settings.max_epochs:  # its updates depend on the size of the batches
+        values.append(state.batch_tokens)
     return zlib.crc32(json.dumps(values).encode())

@@ -14,6 +14,7 @@ from tfm_cli.errors import OutOfTime
 # Work may exceed the limit by this much before it is interrupted. A command may end ten seconds
 # late; the remaining six are for the last checkpoint and the exit.
 GRACE_SECONDS = 4.0
+_LONGEST_ALARM = 1e8  # seconds, three years, which every system can count
 
 
 class TimeLimit:
@@ -91,4 +92,5 @@ class TimeLimit:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _overdue_in(self) -> float:
-        return self.began + self._seconds + GRACE_SECONDS - self._clock()
+        seconds = self.began + self._seconds + GRACE_SECONDS - self._clock()
+        return min(seconds, _LONGEST_ALARM)

@@ -55,6 +55,7 @@ class TimedDecay:
         self._first_update = state.update
         self._validated_update = state.validated_update
         self._half = (clock() + limit.deadline) / 2
+        self._longest_validation = (limit.deadline - clock()) / 2  # at the end, off schedule
 
     def plan(self) -> None:
         """Fix the start and the end of the decay in the state, if it must begin now.
@@ -98,7 +99,7 @@ class TimedDecay:
                 shortest = middle
             else:
                 longest = middle - 1
-        return shortest
+        return shortest if self._seconds(shortest) <= left else 0
 
     def _seconds(self, num_updates: int) -> float:
         """Return the expected time of the next updates, with validations and the last checkpoint.
@@ -114,6 +115,9 @@ class TimedDecay:
         )
         last = update + num_updates
         frequency = self._config.validation.freq
-        validations = last // frequency - update // frequency + (last % frequency > 0)
-        reserved = validations * RESERVE_FACTOR * self._validation_seconds()
+        seconds = self._validation_seconds()
+        validations = last // frequency - update // frequency
+        # As `interruption` does, which leaves out the last one if it would take too long.
+        validations += last % frequency > 0 and seconds <= self._longest_validation
+        reserved = validations * RESERVE_FACTOR * seconds
         return num_updates * pace * _PACE_FACTOR + reserved + self._limit.saving_seconds
