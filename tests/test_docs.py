@@ -4,14 +4,21 @@ Every `sh` and `console` block of a page is run. The output of a `console` block
 an expected line stands for any text. `<!-- not run: REASON -->` before a block exempts it.
 """
 
+import contextlib
+import fcntl
 import functools
 import importlib
 import itertools
 import operator
+import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,17 +258,84 @@ def test_commands_of_a_page_run(page: Path, documented_model: Path, tmp_path: Pa
             assert matches(output, expected), f"{command}\n{output}\n--- expected:\n{expected}"
 
 
+# Pages for the first hour, for who learns the architecture, who trains, and who translates.
+USES = ("quickstart.md", "lesson.md", "training.md", "translation.md")
+PROGRESS = re.compile("update +[0-9]|valid +[0-9]|  [1-3] (source|reference|translation) ")
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", USES)
+def test_commands_of_a_page_run_on_a_terminal_of_80_columns(
+    name: str, documented_model: Path, tmp_path: Path
+) -> None:
+    """The cursor is there again after each command, and no progress line wraps."""
+    shutil.copytree(documented_model, tmp_path / "model")
+    shutil.copytree(ROOT / "data", tmp_path / "data")
+    progress: list[str] = []
+    for block in blocks(ROOT / "docs" / name, "sh", "console"):
+        if block.is_exempt:
+            continue
+        commands = [block.text]
+        if block.language == "console":
+            commands = [command for command, _ in transcript(block.text)]
+        for command in commands:
+            code, shown = run_on_terminal(command, tmp_path)
+            assert code == 0, f"{command}\n{shown}"
+            assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), shown
+            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+            lines = [part for line in plain.split("\n") for part in line.split("\r")]
+            progress += [line for line in lines if PROGRESS.match(line)]
+    assert [line for line in progress if len(line) > 80] == []
+    assert progress or name != "training.md"
+
+
+def run_on_terminal(commands: str, directory: Path) -> tuple[int, str]:
+    """Run shell commands on a terminal of 80 columns; return the exit code and what it shows."""
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 1 << 16):
+                shown.extend(part)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=directory,
+            env={**environment(directory), "TERM": "xterm-256color"},
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        os.close(terminal)
+        thread.join()
+        os.close(ours)
+    return done.returncode, shown.decode("utf-8")
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return the environment of commands, whose home directory is the one they run in."""
+    return {
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(directory),
+        "OMP_NUM_THREADS": "1",  # another test has the other core
+    }
+
+
 def run(commands: str, directory: Path) -> tuple[int, str]:
     """Run shell commands; return the exit code and all output."""
-    binaries = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=directory,
-        env={
-            "PATH": f"{binaries}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(directory),
-            "OMP_NUM_THREADS": "1",  # another test has the other core
-        },
+        env=environment(directory),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
