@@ -18,6 +18,7 @@ from tfm_cli.evaluation.comet import (
     comet_scores,
     find_model,
     find_python,
+    visible_gpu,
 )
 
 SOURCE = ["ein Haus", " ", '\U0001f600 {"a": 1}\u2028x']
@@ -242,3 +243,13 @@ def test_process_ends_with_this_one(number: int, python: str, tmp_path: Path) ->
     assert "Traceback" not in stderr
     expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
     assert process.returncode == expected[signal.Signals(number)]
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "expected"),
+    [(1, None, "1"), (1, "2,3", "3"), (0, "GPU-a, GPU-b", "GPU-a"), (2, "2,3", ""), (0, "", "")],
+)
+def test_gpu_is_one_of_those_that_are_visible(
+    index: int, visible: str | None, expected: str
+) -> None:
+    assert visible_gpu(index, visible) == expected

@@ -96,8 +96,8 @@ class Recipe(NamedTuple):
     reason: str
 
 
-# On a CPU. Measured with up to 154,000 pairs, see docs/training.md; beyond that, the usual size of
-# a model for so much text, as far as a CPU trains it.
+# On a CPU. The rows for 50,000 and 300,000 pairs were measured with 29,000 and 100,000, see
+# docs/experiments.md; the others are the usual sizes for so much text, as far as a CPU trains them.
 CPU_RECIPES = (
     Recipe(
         10_000,
@@ -123,7 +123,7 @@ CPU_RECIPES = (
     ),
     Recipe(math.inf, "small", {}, "so much text is worth a larger model, and days of a CPU"),
 )
-# On a GPU, by published recipes for corpora of that size; not measured.
+# On a GPU, by published recipes for corpora of that size; none was measured.
 GPU_RECIPES = (
     Recipe(10_000, "tiny", CPU_RECIPES[0].changes, CPU_RECIPES[0].reason),
     Recipe(

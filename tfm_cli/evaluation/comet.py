@@ -176,10 +176,10 @@ def comet_scores(
     content = "".join(f"{json.dumps(each)}\n" for each in (request, *samples)).encode()
     environment = {**os.environ, **_OFFLINE}
     if device.startswith("cuda:"):
-        index = device.removeprefix("cuda:")
-        visible = [each for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-        is_among = int(index) < len(visible)
-        environment["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if is_among else index
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(
+            int(device.removeprefix("cuda:")), visible
+        )
     limit = (1 << 20) + _BYTES_PER_SCORE * len(samples)
     answer, code, said = _run(python, content, environment, stderr, max_bytes=limit)
     if code:
@@ -193,6 +193,18 @@ def comet_scores(
     if "failed" in table:
         raise _failure(python, model, table)
     return _checked(python, table, len(systems), len(source))
+
+
+def visible_gpu(index: int, visible: str | None) -> str:
+    """Return the value of CUDA_VISIBLE_DEVICES for one of the GPUs that are visible; "" for none.
+
+    Args:
+        index: the number of the GPU among them.
+        visible: the value that makes them visible; None if all GPUs are.
+    """
+    if visible is None:
+        return str(index)
+    return "".join(visible.split(",")[index : index + 1]).strip()
 
 
 def _run(
